@@ -365,3 +365,36 @@ def black(path: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile secret.mp4\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        ";FFMETADATA1\ntitle=x\n",
+    ],
+    ids=["hls", "local-hls", "concat", "sdp", "ffmetadata"],
+)
+def test_a_playlist_is_no_video(work: Path, text: str) -> None:
+    kg.Video(np.zeros((2, 16, 16, 3), np.uint8)).save(work / "secret.mp4")
+    (work / "list.mp4").write_text(text)
+    for arguments in (("inspect", work / "list.mp4"), ("edit", work / "list.mp4", "snow")):
+        ended = run(*arguments)
+        assert ended.status == 2 and "cannot read" in ended.text, ended.text[-300:]
+
+
+def test_postscript_is_no_image_whatever_its_name(work: Path, monkeypatch) -> None:
+    """Pillow would run Ghostscript, `gs`, for it."""
+    (work / "bin").mkdir()
+    (work / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {work / 'ran'}\n")
+    (work / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(work / "bin"), prepend=os.pathsep)
+    Image.new("RGB", (16, 16)).save(work / "photo.eps")
+    (work / "photo.eps").rename(work / "photo.png")
+    for arguments in (("inspect", work / "photo.png"), ("animate", work / "photo.png", "x", "--first-frame", "pinned")):
+        ended = run(*arguments)
+        assert ended.status == 2 and not ended.crashed, ended.text[-300:]
+    assert not (work / "ran").exists()

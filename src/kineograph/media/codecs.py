@@ -25,6 +25,7 @@ from jaxtyping import Int16
 
 from kineograph.errors import InputError
 from kineograph.media.frames import (
+    READ_OPTIONS,
     BrokenFile,
     decode_stream,
     frame_time,
@@ -348,7 +349,7 @@ def read_sound(path: Path, seconds: float) -> Sound | None:
         if not any(map(has_decoder, container.streams.audio)):
             return None
         first = next(decode_stream(container, video), None)
-    with av.open(str(path), metadata_errors="replace", options={"protocol_whitelist": "file,pipe"}) as container:
+    with av.open(str(path), metadata_errors="replace", options=READ_OPTIONS) as container:
         best = container.streams.best("audio")
         decodable = [each for each in container.streams.audio if has_decoder(each)]
         stream = best if isinstance(best, AudioStream) and best in decodable else decodable[0]

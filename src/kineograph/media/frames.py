@@ -29,6 +29,12 @@ DECODE_ERRORS = (  # raised by PyAV and Pillow
     av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, LookupError, Image.DecompressionBombError,
 )  # fmt: skip
 
+# Files are read without a network. Of the formats, playlists and scripts that name other files (hls, concat) are none.
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,asf,ogg,mxf,nut,rm,dv,gxf,wtv,swf,ivf,obu,av1,h261,"
+    "h263,h264,hevc,vvc,evc,m4v,mjpeg,mpjpeg,vc1,dirac,cavsvideo,yuv4mpegpipe,gif,apng"
+)
+READ_OPTIONS = {"protocol_whitelist": "file,pipe", "format_whitelist": FORMATS}
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore the alpha of a WebM
 RAW_RATE = 25  # frames a second of a stream that states none
 TICKS = 90000  # a second, of frames without timestamps
@@ -69,7 +75,7 @@ def open_video_stream(file: FileSlice | str, threads: str = "NONE") -> Iterator[
     """
     if isinstance(file, FileSlice):
         file.seek(0)
-    with av.open(file, "r", metadata_errors="replace", options={"protocol_whitelist": "file,pipe"}) as container:
+    with av.open(file, "r", metadata_errors="replace", options=READ_OPTIONS) as container:
         moving = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not moving:
             raise BrokenFile("holds no video stream, only audio or data")

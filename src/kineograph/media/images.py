@@ -24,6 +24,10 @@ IMAGE_SOURCES = "a path, a PIL image, an array [h w 3], [h w 4] or [h w], or a t
 PIXEL_VALUES = "uint8 from 0 to 255, or floats from 0 to 1"
 ROUNDING = 1e-3  # floats from 0 to 1 may exceed them by this much
 READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Formats of Pillow that are read. It would run Ghostscript for EPS, whatever the file's name ends in.
+IMAGE_FORMATS = (
+    "PNG", "GIF", "WEBP", "JPEG", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "PSD", "QOI"
+)  # fmt: skip
 TRAINING_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ANIMATED_FORMATS = frozenset({"WEBP", "PNG"})  # formats whose further images are further frames
 WEBP_ANIMATION, WEBP_ALPHA = 0x02, 0x10  # flags in byte 20
@@ -160,16 +164,17 @@ def decode_image(file: FileSlice) -> Image.Image:
         return to_rgb_image(image)
 
 
-def open_image(content: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """Open an image of these formats of Pillow. Raises what Pillow raises.
+def open_image(content: bytes, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image.Image:
+    """Open an image of these formats of Pillow, if its build has them. Raises what Pillow raises.
 
     The canvas of an animated WebP is transparent where no frame lies, and its header may say that no frame has alpha:
     then Pillow would show black.
     """
     if len(content) > 20 and content[8:16] == b"WEBPVP8X" and content[20] & WEBP_ANIMATION:
         content = content[:20] + bytes([content[20] | WEBP_ALPHA]) + content[21:]
+    Image.init()
     try:
-        return Image.open(BytesIO(content), formats=formats)
+        return Image.open(BytesIO(content), formats=[each for each in formats if each in Image.OPEN])
     except UnidentifiedImageError as error:  # its message names an object in memory
         raise UnidentifiedImageError("it is of no known format") from error
 

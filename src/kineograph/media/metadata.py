@@ -181,8 +181,10 @@ def _image_comment(path: Path) -> str:
 def _container_comment(path: Path) -> str:
     import av
 
+    from kineograph.media.frames import READ_OPTIONS
+
     try:
-        with av.open(path) as container:
+        with av.open(str(path), metadata_errors="replace", options=READ_OPTIONS) as container:
             tags = {name.lower(): text for name, text in container.metadata.items()}  # Matroska writes COMMENT
             return tags.get("comment", "")
     except av.FFmpegError as error:
