@@ -69,7 +69,7 @@ SIDE = 16
 TINY = {"num_frames": 2, "num_inference_steps": 1, "guidance_scale": 1.0, "height": SIDE, "width": SIDE, "seed": 0}
 TINY_FLAGS = ("-n", 2, "--steps", 1, "--guidance-scale", 1, "--height", SIDE, "--width", SIDE, "--seed", 0)
 SIDES = ("--height", 64, "--width", 64)  # of models of the usual scale factor
-EDIT_FLAGS = TINY_FLAGS[2:]  # without the number of frames
+EDIT_FLAGS = (*TINY_FLAGS[2:6], "--height", SIDE, "--width", 24, "--seed", 0)  # in the shape of `_pixels`
 
 
 class Reader(NamedTuple):
@@ -258,21 +258,20 @@ def replay(path: Path, out: Path) -> Sequence[object]:
 
 def build_yaml(folder: Path) -> None:
     examples = Path(__file__).parents[1] / "examples"
-    for kind in ("curate", "train_video"):
-        content = yaml.safe_load((examples / f"{kind}.yaml").read_text())
-        if kind == "curate":
-            content |= {
-                "captions": {"asked": {"url": "http://localhost:1/v1", "model": "m"}},
-                "filters": {},
-                "run": "alone",
-            }
-        (folder / f"{kind}.yaml").write_text(yaml.safe_dump(content))
-    video = default_video_settings(kg.load("pocket-video", device="cpu"), "subject").model_dump(mode="json")
-    (folder / "customise.yaml").write_text(yaml.safe_dump(video))
-    (folder / "image.yaml").write_text(yaml.safe_dump(video["image"]))
+    shutil.copyfile(examples / "train_video.yaml", folder / "train_video.yaml")
+    curation = yaml.safe_load((examples / "curate.yaml").read_text())
+    asked = {"url": "http://localhost:1/v1", "model": "m"}
+    curation |= {"captions": {"asked": asked}, "filters": {}, "run": "alone", "sources": [str(base("footage"))]}
+    (folder / "curate.yaml").write_text(yaml.safe_dump(curation))
     options = {"prompt": "a fish", **TINY, "prompt_at": {1: "a bird"}, "sampler": "ddim", "camera": "pan:3,0"}
     (folder / "config.yaml").write_text(yaml.safe_dump(options))
     (folder / "config.json").write_text(json.dumps({**options, "prompt_at": {"1": "a bird"}}))
+
+
+def build_customisations(folder: Path) -> None:
+    video = default_video_settings(kg.load("pocket-video", device="cpu"), "subject").model_dump(mode="json")
+    (folder / "customise.yaml").write_text(yaml.safe_dump(video))
+    (folder / "image.yaml").write_text(yaml.safe_dump(video["image"]))
 
 
 SETTINGS: dict[str, Any] = {
@@ -392,7 +391,7 @@ def build_photos(folder: Path) -> None:
     (folder / "dog").mkdir()
     for number in range(3):
         Image.fromarray(np.roll(_pixels(64, 80), number, 0)).save(folder / "dog" / f"{number}.png")
-        (folder / "dog" / f"{number}.txt").write_text("a dog")
+        (folder / "dog" / f"{number}.txt").write_text("a sks dog")
 
 
 def customise(path: Path, out: Path) -> Sequence[object]:
@@ -766,6 +765,7 @@ READERS = (
     Reader("inspect", build_labels, read_inspect, inspect_label, 2),
     Reader("replay", build_settings, read_replay, replay, 3),
     Reader("settings", build_yaml, read_settings_file, use_settings_file, 3),
+    Reader("customisations", build_customisations, read_settings_file, None, 1),
     Reader("texts", build_texts, read_option_text, use_option_text, 3),
     Reader("datasets", build_datasets, read_dataset, None, 3),
     Reader("sources", build_sources, read_sources, curate, 0.3),
