@@ -72,9 +72,6 @@ def test_eight_videos_at_once_get_eight_default_names(work) -> None:
 
 # case 113
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="layers that the file's layout has no place for are written"
-)
 def test_converted_file_can_be_opened_or_is_refused(work) -> None:
     if run("convert", "pocket-video", work / "folder").status:
         return

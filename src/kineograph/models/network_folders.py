@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import math
 import pickle
 import re
 import types
@@ -16,14 +18,15 @@ import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from kineograph.errors import InputError, InputWarning, load_json, shown
+from kineograph.errors import MAX_JSON_BYTES, InputError, InputWarning, check_plain_value, shown
 from kineograph.models.formats.tensor_files import as_input_error, check_safetensors, preview_names
 
 # with the numbers of a shard before the variant, as older versions of diffusers wrote them, or after it
@@ -32,6 +35,8 @@ WEIGHTS = re.compile(
     r"\.(?:safetensors|bin)"
 )
 CONFIG = "config.json"
+INFINITE = ("lambda_min_clipped",)  # settings of schedulers that may be infinite
+JSON_TYPES = {bool, int, float, str, types.NoneType}
 MAX_SETTING = 1_000_000  # of sizes and numbers of things in a configuration
 MAX_LAYERS = 100  # of a block; a network of more would take minutes to build
 PLAIN = ""  # the variant of files without one in their names
@@ -46,10 +51,16 @@ Config = Mapping[str, Any]
 
 
 def read_json(file: Path) -> Config:
-    """Return the settings in a JSON file. Raises InputError if the file is damaged or missing, or no mapping."""
+    """Return the settings in a JSON file. Raises InputError if the file is damaged or missing, or no mapping.
+
+    Unlike in other JSON, numbers may be infinite, as in the schedulers of diffusers.
+    """
     try:
-        content = load_json(file)
-    except (OSError, InputError) as error:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(f"it has more than {MAX_JSON_BYTES:,} bytes")
+        content = json.loads(file.read_bytes())
+        check_plain_value(content, str(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is missing or damaged ({error}): fetch it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} is damaged: expected settings by name, got {shown(content)}. Fetch it again")
@@ -78,7 +89,7 @@ def read_config(folder: Path, *kinds: type[Any]) -> Config:
     return config
 
 
-def check_config(config: Config, kinds: Iterable[type[Any]], file: Path) -> None:
+def check_config(config: Config, kinds: Iterable[Any], file: Path) -> None:
     """Raise InputError unless the settings of a configuration have the types that one of the classes declares.
 
     kinds: classes of diffusers or transformers. file: of the configuration, for messages.
@@ -93,8 +104,16 @@ def check_config(config: Config, kinds: Iterable[type[Any]], file: Path) -> None
             raise InputError(f"{file} is damaged: {name} is {shown(value)}, {reason}. Fetch it again")
 
 
+class SettingType(NamedTuple):
+    """A declared type: of a value or of the values in a list, whichever of the two it can be."""
+
+    scalars: frozenset[type]
+    is_single: bool
+    is_list: bool
+
+
 @cache
-def _declared_settings(kind: Any) -> dict[str, Any]:
+def _declared_settings(kind: Any) -> dict[str, SettingType]:
     """Return the type of each setting that a class of diffusers or transformers declares."""
     kind = getattr(kind, "config_class", None) or kind
     if dataclasses.is_dataclass(kind):
@@ -103,29 +122,44 @@ def _declared_settings(kind: Any) -> dict[str, Any]:
         parameters = inspect.signature(kind.__init__).parameters
         found = {name: (each.annotation, each.default) for name, each in parameters.items()}
     return {
-        name: Union[type_, None] if default is None else type_  # noqa: UP007 (| fails on some annotations)
+        name: _setting_type(type_, default)
         for name, (type_, default) in found.items()
         if not isinstance(type_, str) and type_ is not inspect.Parameter.empty
     }
 
 
-def _is_of_type(value: object, type_: Any) -> bool:
-    """Return True if a value of JSON has a declared type. A tuple may have any length; null may stand for False."""
-    origin = get_origin(type_)
-    if origin in (Union, types.UnionType):
-        return any(_is_of_type(value, each) for each in get_args(type_))
-    if type_ in (tuple, list) or origin in (tuple, list) or type_.__module__ == "numpy":
-        inner = [each for each in get_args(type_) if each is not ...] or [int, float, str]
-        return isinstance(value, list) and all(any(_is_of_type(each, one) for one in inner) for each in value)
-    if type_ is bool:
-        return isinstance(value, bool | None)
-    if type_ in (int, float):
-        return isinstance(value, int if type_ is int else int | float) and not isinstance(value, bool)
-    if type_ is str:
-        return isinstance(value, str)
-    if type_ in (None, types.NoneType):
-        return value is None
-    return True  # of types that no network here reads
+def _setting_type(type_: Any, default: object) -> SettingType:
+    """Return the type of a setting. The declarations of lists are not exact: some have numbers beside lists."""
+    kind = get_origin(type_) or type_
+    parts = [_setting_type(each, default) for each in get_args(type_) if each is not ... and kind is not Literal]
+    scalars = frozenset[type]().union(*(each.scalars for each in parts))
+    if kind in (Union, types.UnionType):
+        is_single, is_list = any(each.is_single for each in parts), any(each.is_list for each in parts)
+    elif kind is Literal:
+        is_single, is_list, scalars = True, False, frozenset(map(type, get_args(type_)))
+    elif kind in (tuple, list, np.ndarray):
+        is_single, is_list, scalars = False, True, scalars or frozenset([float])
+    else:
+        is_single, is_list, scalars = kind is not types.NoneType, False, frozenset([kind])
+    # "or None" is declared for some numbers that are calculated with
+    if default is None:
+        scalars |= {types.NoneType}
+    elif isinstance(default, float):
+        scalars -= {types.NoneType}
+    return SettingType(scalars, is_single, is_list)
+
+
+def _is_of_type(value: object, type_: SettingType) -> bool:
+    """Return True if a value of JSON has a declared type. null may stand for False."""
+    if isinstance(value, list):
+        inner = type_._replace(is_single=True)
+        return type_.is_list and all(_is_of_type(each, inner) for each in value)
+    if not type_.scalars <= JSON_TYPES:
+        return True  # of a type that no network here reads
+    if value is None:
+        return not type_.scalars.isdisjoint((bool, types.NoneType))
+    known = type(value) in type_.scalars or (type(value) is int and float in type_.scalars)
+    return type_.is_single and known
 
 
 def _excess(name: str, value: object) -> str:
@@ -138,12 +172,15 @@ def _excess(name: str, value: object) -> str:
         return ""
     if isinstance(value, int) and not name.endswith("token_id") and value < 0:
         return "which is negative"
+    if math.isinf(value) and name in INFINITE:
+        return ""
     most = MAX_LAYERS if "layers" in name or "blocks" in name else MAX_SETTING
     return f"which is more than {most}" if not abs(value) <= most else ""
 
 
-def _type_name(type_: Any) -> str:
-    return type_.__name__ if isinstance(type_, type) else str(type_).replace("typing.", "").replace("NoneType", "null")
+def _type_name(type_: SettingType) -> str:
+    names = " or ".join(sorted(each.__name__ for each in type_.scalars)).replace("NoneType", "null")
+    return names if not type_.is_list else f"{names}, or a list of them" if type_.is_single else f"a list of {names}"
 
 
 def list_variants(folder: Path) -> set[str]:

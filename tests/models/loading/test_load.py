@@ -340,3 +340,17 @@ def test_torch_file_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "empty.ckpt")
     with pytest.raises(InputError, match="holds no named tensors"):
         load(tmp_path / "empty.ckpt")
+
+
+def test_safety_checker_of_a_pipeline_is_named(sd_pipeline) -> None:
+    sd_pipeline.safety_checker = torch.nn.Identity()
+    with pytest.warns(InputWarning, match="the safety checker of this pipeline is not used"):
+        load(sd_pipeline)
+
+
+def test_networks_of_different_models_are_refused(sd_folder: Path, sdxl_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd_folder, tmp_path / "mixed")
+    shutil.rmtree(tmp_path / "mixed" / "text_encoder")
+    shutil.copytree(sdxl_folder / "text_encoder", tmp_path / "mixed" / "text_encoder")
+    with pytest.raises(InputError, match="cross_attention_dim is 32, and its text encoders give 16"):
+        load(tmp_path / "mixed")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, EDMEulerScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 from tiny_videos import adapter, animatediff, modelscope, off, shaken, two_levels, videocrafter
 from torch import Tensor
@@ -264,3 +264,9 @@ def test_components_of_a_live_modelscope_pipeline_share_its_weights(sd_folder: P
     opened = components.components_from_pipeline(pipeline)
     assert opened.unet.conv_in.weight.data_ptr() == pipeline.unet.conv_in.weight.data_ptr()
     assert opened.temporal.config.layer_after("resnet")
+
+
+def test_motion_module_on_a_model_with_noise_levels_of_edm_is_refused(sd_pipeline) -> None:
+    sd_pipeline.scheduler = EDMEulerScheduler()
+    with pytest.raises(InputError, match="has the continuous noise levels of EDM, and the temporal layers of .* betas"):
+        load(sd_pipeline, motion_module=adapter())

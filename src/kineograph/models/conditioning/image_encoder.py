@@ -82,7 +82,12 @@ class ImageEncoder:
     @property
     def side(self) -> int:
         """Width and height of the encoder's input in pixels."""
-        return int(self.network.config.image_size)
+        side = self.network.config.image_size
+        if not isinstance(side, int):
+            raise InputError(
+                f"the image encoder reads images of {side} pixels: expected one number, the side of a square"
+            )
+        return side
 
     def image_tokens(self, unet: UNet2DConditionModel, images: Images) -> ImageTokens:
         """Return a U-Net's image tokens for images with values from 0 to 1, one for each video."""

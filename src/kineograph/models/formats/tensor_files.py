@@ -28,11 +28,11 @@ INTEGERS = (torch.uint8, torch.int8)
 SCALES = (".scale_weight", ".weight_scale")  # of float8 weights, by the name of their layer
 UNUSED_BY_SCALED = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
 PREFIXES = ("_forward_module.", "module.")  # added to all names by those two and by torch's parallel training
-DTYPE_NAMES = {  # in the headers of safetensors files
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64", torch.bool: "BOOL",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
+DTYPE_NAMES = {  # in the headers of safetensors files, which hold the tensors of the last ones first
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3", torch.int16: "I16", torch.uint16: "U16", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.int32: "I32", torch.uint32: "U32", torch.float32: "F32", torch.complex64: "C64",
+    torch.float64: "F64", torch.int64: "I64", torch.uint64: "U64",
 }  # fmt: skip
 ALIGNMENT = 8  # of the first tensor in a safetensors file, in bytes
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # in the messages of safetensors, which is written in Rust
@@ -159,7 +159,8 @@ def write_tensors(tensors: Tensors, file: Path, metadata: Mapping[str, str] | No
 
     safetensors' own function writes the entries of the metadata in any order. Raises OSError if it cannot be written.
     """
-    ordered = sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0]))  # aligned, as theirs
+    order = {dtype: -place for place, dtype in enumerate(DTYPE_NAMES)}
+    ordered = sorted(tensors.items(), key=lambda named: (order[named[1].dtype], named[0]))
     header: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
     end = 0
     for name, each in ordered:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from kineograph.errors import InputError, check_number, check_text, shown
+from kineograph.errors import InputError, InputWarning, check_number, check_text, shown
 from kineograph.models import schedulers
 from kineograph.models.conditioning.image_encoder import ImageEncoder, check_image_encoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
@@ -66,6 +66,7 @@ PIPELINE_FEATURES = {
     "free_init": "disable_free_init() first",
 }
 OWN_SCHEDULER_SETTINGS = ("signal_scale", "signal_scale_steps", "timestep_scaling")  # the first two are not diffusers'
+SIZE_NUMBERS = 6  # sizes and places of an image that SDXL's U-Net embeds
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MIN_TOKENS = 3  # that a text encoder reads together: the start, the end and one between them
 FREEU = ("s1", "s2", "b1", "b2")
@@ -155,6 +156,12 @@ def _check_switched_on(pipeline: Pipeline) -> None:
     for feature, advice in PIPELINE_FEATURES.items():
         if getattr(pipeline, f"{feature}_enabled", False):
             raise InputError(f"{feature} of this pipeline does nothing here: {advice}")
+    if pipeline.components.get("safety_checker") is not None:
+        warnings.warn(
+            "the safety checker of this pipeline is not used: nothing checks the frames of a video",
+            InputWarning,
+            stacklevel=5,
+        )
     unet = pipeline.components["unet"]
     if type(unet).__name__ in VIDEO_UNETS:
         refuse_any_hooks(unet, "the video network of this pipeline")
@@ -180,7 +187,7 @@ def components_from_folder(
     encoders = [
         read_network(each, folder / f"text_encoder{suffix}", dtype=dtype, variant=variant) for suffix, each in classes
     ]
-    return Components(
+    opened = Components(
         unet=unet,
         vae=_read_vae(folder, index, dtype, variant) if "vae" not in given_apart else empty_vae(folder, dtype),
         text_encoders=tuple(map(TextEncoder, tokenizers, encoders)),
@@ -191,6 +198,26 @@ def components_from_folder(
         temporal_decoder=video_folder.read_temporal_decoder(decoder) if decoder.is_dir() else None,
         motion_adapter=None if temporal is None else video_folder.read_motion_adapter(folder, temporal),
     )
+    _check_widths(opened, folder)
+    return opened
+
+
+def _check_widths(opened: Components, folder: Path) -> None:
+    """Raise InputError if networks of a folder are for models of different architectures."""
+    unet, texts = opened.unet.config, [each.network.config for each in opened.text_encoders]
+    widths = {"cross_attention_dim": sum(each.hidden_size for each in texts)}
+    if unet.addition_embed_type is not None:
+        numbers = SIZE_NUMBERS * (unet.addition_time_embed_dim or 0)
+        widths["projection_class_embeddings_input_dim"] = (texts[-1].projection_dim or 0) + numbers
+    if opened.vae is not None:
+        widths["out_channels"] = opened.vae.config.latent_channels
+    for name, given in widths.items():
+        if getattr(unet, name) != given:
+            others = "VAE" if name == "out_channels" else "text encoders"
+            raise InputError(
+                f"{folder} has networks of different models: the U-Net's {name} is {getattr(unet, name)}, and its "
+                f"{others} give {given}. Fetch it again"
+            )
 
 
 def _read_vae(folder: Path, index: Config, dtype: torch.dtype, variant: str | None) -> VAE:

@@ -78,10 +78,10 @@ def load_controlnet(
     Raises InputError if it is none, or one for another architecture.
     """
     unet = components.unet
-    is_live = not isinstance(source, str | Path)
-    net = source if is_live else _read(source, unet, placement, hub_options).eval()
-    name = "this network" if is_live else str(source)
-    place = placed if is_live else _place
+    if isinstance(source, str | Path):
+        net, name, place = _read(source, unet, placement, hub_options).eval(), str(source), _place
+    else:
+        net, name, place = source, "this network", placed
     if isinstance(net, T2IAdapter):
         opened: ControlNetwork = VideoT2IAdapter(place(net, placement), unet)
     elif isinstance(net, ControlNetModel):

@@ -14,6 +14,7 @@ from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import FACE_ID, ImageEncoder, wrong_encoder_error
 from kineograph.models.formats import known_configurations, tensor_files
+from kineograph.models.formats.architecture import report_missing_tensors
 from kineograph.models.formats.key_map import select_prefix
 from kineograph.models.formats.tensor_files import Tensors, as_input_error, preview_names
 from kineograph.models.loading.components import Components
@@ -103,7 +104,8 @@ def _read_encoder(file: Path, sections: Mapping[str, Tensors]) -> CLIPVisionMode
         raise InputError(f"{file} is {FACE_ID}")
     if layer is None:
         raise InputError(f"{file} is an IP-Adapter of an unknown kind, with {preview_names(projection)}")
-    kind, reads = READS[layer], projection[layer].shape[1]
+    with report_missing_tensors(projection, f"{file} looks like an IP-Adapter"):
+        kind, reads = READS[layer], projection[layer].shape[1]
     beside = (file.parent, file.parent.parent, file.parent.parent / MODELS)
     folders = [folder / ENCODER for folder in dict.fromkeys(beside) if (folder / ENCODER).is_dir()]
     if not folders:

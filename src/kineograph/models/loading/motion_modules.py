@@ -35,6 +35,7 @@ from kineograph.models.loading.components import INDEX, Components, read_index, 
 from kineograph.models.network_folders import check_config, read_json
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import built_in_model, built_in_names
+from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
@@ -84,6 +85,13 @@ def add_motion_module(components: Components, source: MotionSource, hub_options:
         raise InputError(
             f"the temporal layers of {motion.name} are for {_network(motion.block_widths, motion.token_width)}, and "
             f"this is {_network(widths, token_width)}: take layers made for it, or another image model"
+        )
+    betas = any(motion.scheduler.get(name) is not None for name in ("beta_schedule", "trained_betas"))
+    if betas and Schedule.from_config(components.scheduler).log_timesteps:
+        raise InputError(
+            f"the image model has the continuous noise levels of EDM, and the temporal layers of {motion.name} were "
+            "trained with the betas of a discrete schedule: take an image model with such a schedule, as Stable "
+            "Diffusion has"
         )
     with init_empty_weights(include_buffers=False):
         layers = TemporalLayers(unet, motion.config)

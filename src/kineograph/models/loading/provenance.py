@@ -105,11 +105,11 @@ def fingerprint(network: nn.Module) -> str:
     """
     weights = {name: each for name, each in network.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
     if any(each.is_inference() for each in weights.values()):
-        return _hash_weights(weights)
+        return hash_tensors(weights)
     state = [(name, *_state(each)) for name, each in weights.items()]
     before, digest = _hashed.get(network, (None, ""))
     if state != before:
-        digest = _hash_weights(weights)
+        digest = hash_tensors(weights)
         _hashed[network] = state, digest
     return digest
 
@@ -122,7 +122,8 @@ def _state(weight: Tensor) -> tuple[Any, ...]:
     return id(weight), memory, weight.dtype, weight.shape, weight._version, sample.tolist()
 
 
-def _hash_weights(weights: Mapping[str, Tensor]) -> str:
+def hash_tensors(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, dtypes, shapes and values of tensors, in their order."""
     whole = hashlib.sha256()
     with ThreadPoolExecutor() as threads:  # hashlib releases the GIL
         for name, digest in zip(weights, threads.map(_digest, weights.values()), strict=True):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import diffusers
 import torch
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.media.files import replace_atomically, write_new
-from kineograph.models.formats import adapter_files, tensor_files, videocrafter
+from kineograph.models.formats import adapter_files, architecture, tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components, components_from_folder
@@ -19,6 +20,7 @@ from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.lora_layers import has_loras
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement
+from kineograph.models.schedule import Schedule
 from kineograph.models.vae.temporal_decoder import check_decoder_fits
 
 SCHEDULER = "DDIMScheduler"  # its configuration has the settings of the other schedulers
@@ -159,7 +161,8 @@ def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
 
     The format is torch's if the name ends in .ckpt, else safetensors. A file that `checkpoint_to_folder` converted is
     restored bit for bit; another model's file lacks tensors that no network here has, such as the text encoder's last
-    layer. Raises InputError if the folder has no temporal layers of VideoCrafter's kind.
+    layer. Raises InputError if the folder has no temporal layers of VideoCrafter's kind, or anything else that the
+    layout cannot hold. Warns if the file can only be opened with the folder as `config`.
     """
     folder, path = Path(folder).expanduser(), Path(file).expanduser()
     weights = sorted((folder / "unet").glob("*.safetensors"))
@@ -175,9 +178,37 @@ def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
     tensors = video_checkpoints.components_to_videocrafter(components)
     if (folder / UNUSED).is_file():
         tensors |= tensor_files.read_tensors(folder / UNUSED)
+    _check_restorable(components, tensors, folder)
     with replace_atomically(path) as temporary:
         if path.suffix == ".ckpt":
             torch.save({"state_dict": tensors}, temporary)
         else:
             tensor_files.write_tensors(tensors, temporary)
     return path
+
+
+def _check_restorable(components: Components, tensors: Tensors, folder: Path) -> None:
+    """Raise InputError unless the tensors of a VideoCrafter checkpoint give the model back that is in a folder."""
+    file = Checkpoint(folder, tensors, folder, None, components.unet.dtype, HubOptions())
+    advice = "keep the folder, which `load` opens"
+    try:
+        restored = video_checkpoints.components_from_videocrafter(file)
+    except InputError as error:
+        raise InputError(f"{folder} has layers that VideoCrafter's layout has no place for: {advice}") from error
+    lost = [name for name in ("motion_adapter", "temporal_decoder") if getattr(components, name) is not None]
+    pairs = [
+        (each.temporal.config, Schedule.from_config(each.scheduler)) for each in (components, restored) if each.temporal
+    ]
+    if pairs[0][0].layers != pairs[1][0].layers or pairs[0][0].frame_rate != pairs[1][0].frame_rate:
+        lost.append("temporal layers of another kind")
+    if pairs[0][1] != pairs[1][1]:
+        lost.append("another noise schedule")
+    if lost:
+        raise InputError(f"{folder} has {' and '.join(lost)}, which VideoCrafter's layout cannot hold: {advice}")
+    if architecture.read_assumed_settings(folder) != architecture.RELEASED_SETTINGS:
+        warnings.warn(
+            f"the networks in {folder} have other sizes than VideoCrafter's: the file is opened with this folder as "
+            "`config`",
+            InputWarning,
+            stacklevel=3,
+        )

@@ -13,6 +13,8 @@ image_encoder/                                       CLIP's vision model, in tra
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +25,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
-from kineograph.errors import InputError, shown
+from kineograph.errors import InputError, check_integer, shown
 from kineograph.hub import HubOptions
-from kineograph.models.conditioning.image_encoder import ImageEncoder, crop_to_square, stretch_to_square
+from kineograph.models.conditioning.image_encoder import (
+    ImageEncoder,
+    check_image_encoder,
+    crop_to_square,
+    stretch_to_square,
+)
 from kineograph.models.conditioning.resampler import (
     ResamplerConfig,
     add_resampler,
@@ -69,9 +76,10 @@ def read_temporal_layers(folder: Path, unet: UNet2DConditionModel) -> TemporalLa
 
     Raises InputError if the folder is incomplete or damaged, or the layers are for another network.
     """
-    with init_empty_weights(include_buffers=False):
-        layers = TemporalLayers(unet, read_temporal_config(folder))
-    return _load_weights(layers, folder, f"{folder} does not fit the image network beside it")
+    config, what = read_temporal_config(folder), f"{folder} does not fit the image network beside it"
+    with _empty_layers(what):
+        layers = TemporalLayers(unet, config)
+    return _load_weights(layers, folder, what)
 
 
 def read_temporal_config(folder: Path) -> TemporalConfig:
@@ -81,9 +89,22 @@ def read_temporal_config(folder: Path) -> TemporalConfig:
 
 def read_temporal_decoder(folder: Path) -> TemporalDecoder:
     """Return the layers in a folder `temporal_decoder`. Raises InputError if it is incomplete or damaged."""
-    with init_empty_weights(include_buffers=False):
-        layers = TemporalDecoder(_read_layers_config(TemporalDecoderConfig, folder))
-    return _load_weights(layers, folder, f"{folder} does not fit its configuration")
+    config, what = _read_layers_config(TemporalDecoderConfig, folder), f"{folder} does not fit its configuration"
+    with _empty_layers(what):
+        layers = TemporalDecoder(config)
+    return _load_weights(layers, folder, what)
+
+
+@contextmanager
+def _empty_layers(what: str) -> Iterator[None]:
+    """Build layers on the meta device, and turn errors of torch's layers for sizes that do not fit into InputError."""
+    try:
+        with init_empty_weights(include_buffers=False):
+            yield
+    except InputError:
+        raise
+    except (ValueError, ArithmeticError) as error:
+        raise InputError(f"{what} ({tensor_files.in_one_line(error)})") from error
 
 
 def _load_weights(layers: Layers, folder: Path, what: str) -> Layers:
@@ -115,17 +136,22 @@ def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dt
     config = read_record(ImageAdapterConfig, _file(folder / IMAGE_ADAPTER, CONFIG))
     if config.fit not in FITS:
         raise InputError(f"{folder / IMAGE_ADAPTER / CONFIG} has fit {config.fit!r}: expected {' or '.join(FITS)}")
-    with init_empty_weights(include_buffers=False):
+    what = f"{folder / IMAGE_ADAPTER} does not fit the image network beside it"
+    with _empty_layers(what):
         add_resampler(unet, config.resampler)
     tensors = tensor_files.read_tensors(_file(folder / IMAGE_ADAPTER, IMAGE_ADAPTER_WEIGHTS))
-    what = f"{folder / IMAGE_ADAPTER} does not fit the image network beside it"
     key_map.load_tensors(unet, tensors, ip_adapter_key_map(unet), what)
     unet.eval()
     classes = read_config(folder / IMAGE_ENCODER, CLIPVisionModel).get("architectures")
     projects = "CLIPVisionModelWithProjection" in (classes or ())
     kind: type[nn.Module] = CLIPVisionModelWithProjection if projects else CLIPVisionModel
-    encoder = read_network(kind, folder / IMAGE_ENCODER, dtype=dtype)
-    return ImageEncoder(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
+    network = read_network(kind, folder / IMAGE_ENCODER, dtype=dtype)
+    check_integer(
+        f"layer in {folder / IMAGE_ADAPTER / CONFIG}", config.layer, -network.config.num_hidden_layers - 1, -1
+    )
+    encoder = ImageEncoder(network, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
+    check_image_encoder(unet, encoder, str(folder / IMAGE_ADAPTER))
+    return encoder
 
 
 def write_image_adapter(unet: UNet2DConditionModel, encoder: ImageEncoder | None, folder: Path) -> None:

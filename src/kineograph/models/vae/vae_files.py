@@ -26,7 +26,7 @@ from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.formats.vidrd import temporal_conv_entry
 from kineograph.models.loading import single_file, video_folder
-from kineograph.models.network_folders import empty_network, read_config, read_network
+from kineograph.models.network_folders import empty_network, read_config, read_json, read_network
 from kineograph.models.vae.autoencoder import VAE, VAES
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
@@ -51,7 +51,7 @@ def open_temporal_decoder(source: str | Path | TemporalDecoder, hub_options: Hub
         return read_vidrd_decoder(tensor_files.read_tensors(path), str(path))
     for folder in (path / video_folder.TEMPORAL_DECODER, path):
         config = folder / video_folder.CONFIG
-        if config.is_file() and '"_class_name"' not in config.read_text():  # which networks saved by diffusers have
+        if config.is_file() and "_class_name" not in read_json(config):  # which networks saved by diffusers have
             return video_folder.read_temporal_decoder(folder)
     weights = [each for each in (path / f"{STEM}.safetensors", path / f"{STEM}.bin") if each.is_file()]
     if not weights:
