@@ -272,7 +272,7 @@ def trial(command: Command, reference: Reference, folder: Path, dice: random.Ran
     folder.mkdir()
     wrong: list[str] = []
     for _ in range(dice.randint(1, MOST_KILLS)):
-        ended = run(command.arguments, folder, delay=dice.uniform(0, 1.05 * reference.seconds))
+        ended = run(command.arguments, folder, delay=dice.uniform(0, 0.95 * reference.seconds))
         counts["kills" if ended.status is None else "ended before the kill"] += 1
         wrong += [f"half-written: {each}" for each in half_written(folder, reference.files)]
         if ended.status:

@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from cases.program import run
 from cases.small_media import movie, moving_square
 from tiny_video_training import both, told
+
+from kineograph.training.temporal_layers.latent_cache import read_whole, write_whole
 
 FEW = ("-n", 2, "--steps", 1, "--guidance-scale", 1, "--height", 64, "--width", 64)
 
@@ -231,3 +234,16 @@ def test_damaged_checkpoint_of_equal_size_ends_without_a_traceback(work: Path, s
     weights.write_bytes(whole[:8] + b"X" + whole[9:])
     ended = run("train", work / "two.yaml")
     assert not ended.crashed, ended.text[-300:]
+
+
+# a relative of case 121
+def test_damaged_latents_of_a_cache_are_not_used(tmp_path: Path) -> None:
+    file, tensors = tmp_path / "clip.safetensors", {"latents": torch.arange(64.0)}
+    write_whole(file, tensors)
+    assert torch.equal(read_whole(file)["latents"], tensors["latents"])
+    whole = file.read_bytes()
+    for place in (4, len(whole) - 200, len(whole) - 20):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert not read_whole(file)
+    file.unlink()
+    assert not read_whole(file)

@@ -30,6 +30,7 @@ from kineograph.media.files import remove_leftovers, replace_atomically
 from kineograph.media.metadata import settings_id
 from kineograph.methods.vidrd import ClipState, Past
 from kineograph.models.formats.tensor_files import write_tensors
+from kineograph.models.loading.provenance import hash_tensors
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +158,8 @@ def _read(file: Path) -> KeptClip | None:
 
 
 def _digest(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, each in sorted(tensors.items()):
-        digest.update(f"{name} {each.dtype} {tuple(each.shape)} ".encode())
-        digest.update(each.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    text = json.dumps([dict(facts), hash_tensors(dict(sorted(tensors.items())))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _state_tensors(state: ClipState) -> dict[str, torch.Tensor]:

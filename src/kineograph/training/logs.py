@@ -56,7 +56,7 @@ def _round(value: float) -> float | None:
 def open_log(folder: Path, step: int) -> Iterator[Log]:
     """Open the log of a run that continues after a step; lines of later steps are dropped."""
     path = folder / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     past = [line for line in lines if _step_of(line) <= step]
     if past != lines:
         with replace_atomically(path) as part:

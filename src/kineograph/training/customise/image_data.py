@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -185,19 +186,29 @@ def generate_missing_images(
     """Generate images into a folder, `sampling.at_once` at a time, and skip those that exist.
 
     Images of another model or other settings are in another subfolder. A file is complete or absent, and a batch is
-    generated again if one of its files is missing, so that a kill has no effect on the result. Raises OSError when a
-    file cannot be written.
+    generated again if one of its files is missing or damaged, so that a kill has no effect on the result. Raises
+    OSError when a file cannot be written.
     """
     subfolder = folder / _folder_name(model, prompts, sampling, size, seed)
     files = [subfolder / f"{number:05d}.png" for number in range(len(prompts))]
     for start in range(0, len(files), sampling.at_once):
         batch = files[start : start + sampling.at_once]
-        if not all(file.is_file() for file in batch):
+        if not all(map(_is_image, batch)):
             texts = prompts[start : start + len(batch)]
             images = generate_images(model, texts, sampling, size=size, seed=seed + start)
             for file, pixels in zip(batch, images, strict=True):
                 save_png(pixels, file)
         yield GeneratedImages(start + len(batch), len(files), files)
+
+
+def _is_image(file: Path) -> bool:
+    """Return True for an image that is whole; False where there is none, or it is damaged."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, zlib.error):
+        return False
+    return True
 
 
 def save_png(pixels: Pixels, file: Path) -> None:

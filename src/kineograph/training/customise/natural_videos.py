@@ -23,7 +23,6 @@ from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.files import replace_atomically
 from kineograph.media.video import Video
-from kineograph.models.formats.tensor_files import read_tensors, write_tensors
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
@@ -36,7 +35,7 @@ from kineograph.training.customise.phases import NATURAL, PREVIEWS, PhaseProgres
 from kineograph.training.customise.settings import VideoCustomisationSettings
 from kineograph.training.temporal_layers import sources
 from kineograph.training.temporal_layers.batches import truncate_caption
-from kineograph.training.temporal_layers.latent_cache import cached_latent_encoder
+from kineograph.training.temporal_layers.latent_cache import cached_latent_encoder, read_whole, write_whole
 from kineograph.training.temporal_layers.settings import DataSource
 from kineograph.training.temporal_layers.sources import OpenSource
 
@@ -147,11 +146,11 @@ def _generate(natural: NaturalVideos, folder: Path) -> Generator[TrainingSample,
     subfolder = (natural.settings.natural_folder or folder) / _digest(natural)
     for number, prompt in enumerate(natural_prompts(natural)):
         file = subfolder / f"{number:05d}.safetensors"
-        if not file.is_file():
-            latents = generate_latents(natural, prompt, natural.settings.training.seed + number)
-            with replace_atomically(file) as part:
-                write_tensors({"latents": latents.half()}, part, {"prompt": prompt})
-        yield TrainingSample((read_tensors(file)["latents"].float(),), prompt)
+        found = read_whole(file).get("latents")
+        if found is None:
+            found = generate_latents(natural, prompt, natural.settings.training.seed + number).half().cpu()
+            write_whole(file, {"latents": found}, {"prompt": prompt})
+        yield TrainingSample((found.float(),), prompt)
 
 
 def natural_prompts(natural: NaturalVideos) -> list[str]:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kineograph.errors import InputError
 from kineograph.media.files import replace_atomically
 from kineograph.media.training_clips import Clip
 from kineograph.models.formats.tensor_files import write_tensors
-from kineograph.models.loading.provenance import fingerprint
+from kineograph.models.loading.provenance import fingerprint, hash_tensors
 from kineograph.models.model import Model
+
+DIGEST = "sha256"  # key of the files' metadata: of the tensors
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 class ClipRequest(NamedTuple):
@@ -87,7 +90,7 @@ def _encode(model: Model, clip: Clip) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     """Return a cached clip; nothing where there is none, or it is damaged."""
     try:
-        found = load_file(path)
+        found = read_whole(path)
         latents, fps, first = found["latents"], found["fps"], found.get("first")
     except (OSError, SafetensorError, KeyError):
         return {}
@@ -96,10 +99,26 @@ def _read(path: Path) -> dict[str, Tensor]:
     return found if valid and (first is None or (first.ndim == 3 and first.dtype == torch.uint8)) else {}
 
 
+def read_whole(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by `write_whole`; nothing where there is none, or it is damaged."""
+    try:
+        with safe_open(path, "pt") as opened:
+            digest = (opened.metadata() or {}).get(DIGEST)
+            found = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
+    except (OSError, SafetensorError):
+        return {}
+    return found if digest in (None, hash_tensors(found)) else {}  # files of earlier versions have none
+
+
+def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = NO_METADATA) -> None:
+    """Write tensors with their SHA-256, atomically. Raises OSError."""
+    with replace_atomically(path) as part:
+        write_tensors(tensors, part, {**metadata, DIGEST: hash_tensors(dict(sorted(tensors.items())))})
+
+
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
-        with replace_atomically(path) as part:
-            write_tensors(tensors, part)
+        write_whole(path, tensors)
     except OSError as error:
         raise InputError(
             f"the latent_cache {path.parents[1]} cannot be written ({error}): make room, name another folder, or leave "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,10 +203,13 @@ def _facts(run: StageRun) -> dict[str, Any]:
 
 
 def _read_skipped(file: Path) -> Skipped:
-    """Return what earlier runs in the folder skipped; a kill may have cut the last line short."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    rows = (json.loads(line) for line in lines if line.endswith("}"))
-    return {row["name"]: row["reason"] for row in rows}
+    """Return what earlier runs in the folder skipped, without lines that are damaged."""
+    skipped: Skipped = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
+            row = json.loads(line)
+            skipped[str(row["name"])] = str(row["reason"])
+    return skipped
 
 
 def _write_skipped(skipped: Skipped, num_written: int, file: Path, progress: TrainingProgress) -> int:
