@@ -104,7 +104,7 @@ def run_and_save(
     missing = [name for name in arguments if name not in values]
     if missing:
         raise InputError(_explain_missing(command, [str(values[name]) for name in arguments if name in values]))
-    for name in ("model", "video_model", "output"):
+    for name in ("model", "video_model", "output", "lora_folder"):
         check_text(name, values.get(name, ""))
     check_order(values[next(iter(arguments))], values["prompt"], EXAMPLES[command].partition(", as in ")[2])
     prompt, file = values["prompt"], values.get("output")

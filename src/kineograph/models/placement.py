@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.models.hooks import Network, copy_network, is_offloaded
 
 DTYPES = {
@@ -91,8 +91,8 @@ def _available_device(device: str | torch.device) -> torch.device:
     available = ", ".join(counts)
     try:
         asked = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"there is no device {device!r}; available are: {available}") from error
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"there is no device {shown(device)}; available are: {available}") from error
     if (asked.index or 0) >= counts.get(asked.type, 0):
         raise InputError(
             f"device {asked} is not available; available are: {available}. "
