@@ -56,7 +56,7 @@ def original_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def check_changeable(network: nn.Module, layer: WeightedLayer, path: str) -> None:
-    """Raise InputError for a layer whose weight cannot be changed in place: a quantised or offloaded one."""
+    """Raise InputError for a layer whose weight cannot be changed in place: a quantised, offloaded or hooked one."""
     if not layer.weight.is_floating_point():
         raise InputError(
             f"{path} is quantised, and this kind of LoRA changes weights: load the model without quantisation"
@@ -68,6 +68,8 @@ def check_changeable(network: nn.Module, layer: WeightedLayer, path: str) -> Non
             f"{path} is offloaded, and this kind of LoRA changes weights: load the LoRA first, and switch on "
             "offloading afterwards"
         )
+    if "forward" in vars(layer):  # bound to the weight of another network, where layers are copies
+        raise InputError(f"{path} has another forward pass, and this kind of LoRA changes weights: take that off first")
 
 
 @torch.no_grad()
@@ -131,7 +133,7 @@ def add_low_rank_updates(network: nn.Module, updates: Mapping[str, LowRankUpdate
                 layer.set_scale(name, scale)
             layer.set_adapter(order, inference_mode=True)  # adding one deactivated the others
     for weight in trained:  # peft switches off all gradients, and weights may be shared with another network
-        weight.requires_grad_(requires_grad=True)
+        weight.requires_grad = True
 
 
 def _add_adapter(

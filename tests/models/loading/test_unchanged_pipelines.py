@@ -226,6 +226,14 @@ def test_live_networks_stay_as_they_are(dtype: str | None) -> None:
         assert next(network.parameters()).dtype == model.dtype
 
 
+def test_lora_on_a_layer_with_another_forward_pass_is_refused(tmp_path: Path) -> None:
+    pipeline = sd()
+    layer = next(each for path, each in layers(pipeline.unet, nn.Linear) if path.endswith("to_q"))
+    layer.forward = lambda x, forward=layer.forward: forward(x)
+    with pytest.raises(kg.InputError, match="has another forward pass, and this kind of LoRA changes weights"):
+        kg.load(pipeline, **dora(tmp_path, pipeline))
+
+
 def test_hooks_that_a_copy_in_another_dtype_would_lose_are_named() -> None:
     pipeline = sd()
     pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)

@@ -447,7 +447,8 @@ def _peft_settings(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[
         if header is not None:
             return _settings_by_network(parse_json(header, str(file)))
         if beside.is_file() and any(name.startswith(WRAPPERS[0]) for name in tensors):
-            return dict.fromkeys((*IMAGE, *TEXT, *TEXT_2), read_json(beside))
+            settings = dict(read_json(beside))
+            return dict.fromkeys((*IMAGE, *TEXT, *TEXT_2), settings)
     except (InputError, AttributeError) as error:
         where = beside if header is None else file
         raise InputError(f"the settings of {where} are damaged: fetch it again") from error

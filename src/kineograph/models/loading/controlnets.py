@@ -79,14 +79,15 @@ def load_controlnet(
     """
     unet = components.unet
     if isinstance(source, str | Path):
-        net, name, place = _read(source, unet, placement, hub_options).eval(), str(source), _place
+        name = str(source)
+        net = _place(_read(source, unet, placement, hub_options).eval(), placement)
     else:
-        net, name, place = source, "this network", placed
+        net, name = source, "this network"
     if isinstance(net, T2IAdapter):
-        opened: ControlNetwork = VideoT2IAdapter(place(net, placement), unet)
+        opened: ControlNetwork = VideoT2IAdapter(placed(net, placement), unet)
     elif isinstance(net, ControlNetModel):
         _check_fits(net, components, name)
-        opened = VideoControlNet(place(net, placement))
+        opened = VideoControlNet(placed(net, placement))
     else:
         raise InputError(
             f"{name} is a {type(net).__name__}, which is not supported: expected a ControlNetModel or T2IAdapter"
