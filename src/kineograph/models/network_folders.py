@@ -25,9 +25,10 @@ import torch
 from accelerate import init_empty_weights
 from pydantic import BaseModel, ValidationError
 from torch import nn
+from transformers import PreTrainedModel
 
 from kineograph.errors import MAX_JSON_BYTES, InputError, InputWarning, check_plain_value, shown
-from kineograph.models.formats.tensor_files import as_input_error, check_safetensors, preview_names
+from kineograph.models.formats.tensor_files import Tensors, as_input_error, preview_names, read_header
 
 # with the numbers of a shard before the variant, as older versions of diffusers wrote them, or after it
 WEIGHTS = re.compile(
@@ -35,10 +36,18 @@ WEIGHTS = re.compile(
     r"\.(?:safetensors|bin)"
 )
 CONFIG = "config.json"
+# lists with a value for each block
+BLOCK_SETTINGS = (
+    ("block_out_channels", "down_block_types", "up_block_types"),
+    ("encoder_block_out_channels", "num_encoder_blocks"),
+    ("decoder_block_out_channels", "num_decoder_blocks"),
+)
+PREFIX_OF_CLIP = re.compile(r"^(?:text|vision)_model\.")  # which only some versions of transformers write
 INFINITE = ("lambda_min_clipped",)  # settings of schedulers that may be infinite
 JSON_TYPES = {bool, int, float, str, types.NoneType}
 MAX_SETTING = 1_000_000  # of sizes and numbers of things in a configuration
 MAX_LAYERS = 100  # of a block; a network of more would take minutes to build
+LIMITS = {"layers": MAX_LAYERS, "blocks": MAX_LAYERS, "image_size": 4096}  # of settings with this in their names
 PLAIN = ""  # the variant of files without one in their names
 PREFERRED = "fp16"
 # tensors that files have beside those of a network: tables, and layers of the whole CLIP model
@@ -172,9 +181,11 @@ def _excess(name: str, value: object) -> str:
         return ""
     if isinstance(value, int) and not name.endswith("token_id") and value < 0:
         return "which is negative"
+    if name == "num_hidden_layers" and value == 0:
+        return "a network without layers"
     if math.isinf(value) and name in INFINITE:
         return ""
-    most = MAX_LAYERS if "layers" in name or "blocks" in name else MAX_SETTING
+    most = next((limit for part, limit in LIMITS.items() if part in name), MAX_SETTING)
     return f"which is more than {most}" if not abs(value) <= most else ""
 
 
@@ -217,8 +228,10 @@ def read_network(
     untyped: Any = kind
     options: dict[str, Any] = {"variant": choose_variant(folder, variant), "local_files_only": True}
     options |= {} if dtype is None else {"dtype": dtype}
-    for file in folder.glob("*.safetensors"):
-        check_safetensors(file)
+    headers = {file: read_header(file) for file in sorted(folder.glob("*.safetensors"))}
+    if issubclass(kind, PreTrainedModel):
+        for file, header in headers.items():
+            _check_shapes(empty_transformer(kind, folder), header or {}, file)
     with as_input_error(f"{folder} is incomplete or damaged, or no {kind.__name__}"):
         try:
             network, found = untyped.from_pretrained(folder, output_loading_info=True, **options)
@@ -229,6 +242,7 @@ def read_network(
                     "version of them, or convert them on a machine you can afford to lose"
                 ) from error
             raise
+    _check_blocks(network, folder)
     if missing := found["missing_keys"]:
         raise InputError(
             f"{folder} has no weights for {preview_names(sorted(missing))}: it is incomplete, or made for other "
@@ -250,7 +264,38 @@ def empty_network(kind: type[Network], config: Config, what: str) -> Network:
     """Return a network of diffusers on the meta device. what: the files of the configuration, for the error."""
     untyped: Any = kind
     with as_input_error(f"{what} is no {kind.__name__}, or damaged"), init_empty_weights(include_buffers=False):
-        return untyped.from_config(config)
+        network = untyped.from_config(config)
+    _check_blocks(network, what)
+    return network
+
+
+def _check_blocks(network: nn.Module, what: object) -> None:
+    """Raise InputError if lists with a value for each block of a network have different lengths."""
+    config: Any = network.config
+    for names in BLOCK_SETTINGS if isinstance(config, Mapping) else ():
+        lengths = {name: len(config[name]) for name in names if isinstance(config.get(name), list | tuple)}
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise InputError(
+                f"{what} has a damaged configuration: expected lists of one length, {found}. Fetch it again"
+            )
+
+
+def _check_shapes(network: nn.Module, header: Tensors, file: Path) -> None:
+    """Raise InputError if tensors of a file have other shapes than those of a network of transformers.
+
+    transformers finds it too, but only after it made random tensors of any size in their place.
+    """
+    expected = {PREFIX_OF_CLIP.sub("", name): each.shape for name, each in network.state_dict().items()}
+    found = {
+        name: (each.shape, expected.get(PREFIX_OF_CLIP.sub("", name), each.shape)) for name, each in header.items()
+    }
+    if wrong := [name for name, (given, wanted) in found.items() if given != wanted]:
+        given, wanted = (" x ".join(map(str, shape)) for shape in found[wrong[0]])
+        raise InputError(
+            f"{file} does not fit the configuration beside it: {len(wrong)} tensors have other shapes, such as "
+            f"{wrong[0]}, {given} and not {wanted}. Fetch both again"
+        )
 
 
 def empty_transformer(kind: type[Network], folder: Path) -> Network:

@@ -52,7 +52,8 @@ def load_textual_inversion(
             f"{file} is a textual inversion for another architecture: its embeddings are {given} wide, where this "
             f"model's text encoders read {expected}"
         )
-    words = [each for each in ([word] if word else [inner, *_file_name(file, encoders)]) if not _taken(each, encoders)]
+    given_words = [word] if word else [inner, *_file_name(file, encoders)]
+    words = [each for each in given_words if each.strip() and not _taken(each, encoders)]
     if not words:
         raise InputError(
             f"the model already knows the word {word or inner!r}: choose another, as {{'<mine>': {file.name!r}}}"
@@ -86,6 +87,8 @@ def _read_embeddings(file: Path) -> tuple[str, list[Tensor]]:
     if not isinstance(content, dict) or not content:
         raise _layout_error(file, content)
     if "string_to_param" in content:
+        if not isinstance(content["string_to_param"], dict):
+            raise _layout_error(file, content["string_to_param"])
         rows = list(content["string_to_param"].values())
         if len(rows) != 1:
             raise _layout_error(file, list(content["string_to_param"]))
@@ -100,7 +103,7 @@ def _read_embeddings(file: Path) -> tuple[str, list[Tensor]]:
 
 
 def _rows(file: Path, embedding: Any) -> Tensor:
-    if not isinstance(embedding, Tensor) or embedding.ndim not in (1, 2):
+    if not isinstance(embedding, Tensor) or embedding.ndim not in (1, 2) or not embedding.numel():
         raise _layout_error(file, embedding)
     return embedding.detach().reshape(-1, embedding.shape[-1])
 

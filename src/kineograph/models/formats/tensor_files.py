@@ -132,12 +132,6 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_safetensors(path: Path) -> None:
-    """Raise InputError for a damaged or truncated safetensors file. Its header alone is read."""
-    with _reading(path), safe_open(path, "pt"):
-        pass
-
-
 def read_content(path: Path) -> Any:
     """Return the whole content of a file: tensors by name, or the plain data of a pickled file."""
     if not _is_safetensors(path):
@@ -277,7 +271,7 @@ def _code_error(path: Path, error: pickle.UnpicklingError) -> InputError:
     try:
         with path.open("rb") as file:
             wanted = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except (ValueError, RuntimeError):  # torch cannot list those of its old format
+    except READ_ERRORS:  # torch cannot list those of its old format, nor of a damaged one
         wanted = str(error).partition("GLOBAL ")[2].partition(" ")[0]
     return InputError(
         f"{path} is a pickled file that wants to run code ({wanted or 'unnamed'}), which could be anything, so it is "

@@ -352,8 +352,12 @@ def read_tokenizer(folder: Path, suffix: str) -> CLIPTokenizer:
     return open_tokenizer(folder / f"tokenizer{suffix}")
 
 
-def open_tokenizer(folder: Path, **settings: str) -> CLIPTokenizer:
-    """Return the tokenizer in a folder, with settings in place of its own. Raises InputError if it is damaged."""
+def open_tokenizer(folder: Path, pad_token: str | None = None) -> CLIPTokenizer:
+    """Return the tokenizer in a folder. Raises InputError if it is damaged.
+
+    pad_token: in place of its own.
+    """
+    settings = {} if pad_token is None else {"pad_token": pad_token}
     with as_input_error(f"{folder} holds no tokenizer of CLIP, or is damaged"):
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **settings)
         tokenizer("a", add_special_tokens=False)

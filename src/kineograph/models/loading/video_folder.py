@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -145,7 +145,7 @@ def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dt
     classes = read_config(folder / IMAGE_ENCODER, CLIPVisionModel).get("architectures")
     projects = "CLIPVisionModelWithProjection" in (classes or ())
     kind: type[nn.Module] = CLIPVisionModelWithProjection if projects else CLIPVisionModel
-    network = read_network(kind, folder / IMAGE_ENCODER, dtype=dtype)
+    network: Any = read_network(kind, folder / IMAGE_ENCODER, dtype=dtype)
     check_integer(
         f"layer in {folder / IMAGE_ADAPTER / CONFIG}", config.layer, -network.config.num_hidden_layers - 1, -1
     )
