@@ -51,6 +51,18 @@ class Combination(NamedTuple):
         """The model that may have temporal layers."""
         return self.video_model or self.model
 
+    @property
+    def frames_of_one_window(self) -> int | None:
+        """The number of frames if one window of the video model holds them all; None if not, or without such a model.
+
+        None too where it is that of an input video.
+        """
+        options, temporal = self.options, self.with_motion.temporal
+        if temporal is None or (options["num_frames"] is None and (options["control"] or options["video"])):
+            return None
+        frames, window = options["num_frames"] or temporal.num_frames, options["window"] or temporal.num_frames
+        return frames if frames <= window else None
+
     def read(self, kind: type[Kind]) -> Kind:
         """Return the options that a TypedDict declares."""
         return options.select(self.options, kind)

@@ -44,10 +44,9 @@ def video_model(*layers: Any) -> Model:
 
 
 def latents(method: str, *prompts: str, model: Model | None = None, **options: Any) -> Tensor:
-    if method != "freenoise":
-        options = {name: value for name, value in {**FEW, **options}.items() if name != "window_stride"}
-    else:
-        options = {**FEW, **options}
+    options = {**FEW, **options}
+    if method != "freenoise" or options["num_frames"] <= WINDOW:
+        options.pop("window_stride")
     plan = resolve(model or video_model(), prompts or (FISH,), complete({**options, "method": method}), Inputs())
     return final_latents(find_method(method).run(plan).steps)
 

@@ -101,8 +101,9 @@ def test_noise_is_rescheduled_as_theirs_by_the_same_permutations() -> None:
 def test_freenoise(frames: int, weights: str) -> None:
     """With two frames left theirs divides the weights of both by the first one's, which holds for flat weights."""
     pipe, window, stride = pipeline(), 8, 3
+    windows = {"window_stride": stride, "window_weights": weights} if frames > window else {}
     plan = ours(
-        kg.load(pipe), frames, method="freenoise", window=window, window_stride=stride, window_weights=weights,
+        kg.load(pipe), frames, method="freenoise", window=window, **windows,
         prompt_at={frame: text for frame, text in PROMPTS.items() if frame}, injection_start=0.0, injection_end=1.0,
     )  # fmt: skip
     pipe.enable_free_noise(context_length=window, context_stride=stride, weighting_scheme=weights)

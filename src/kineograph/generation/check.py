@@ -246,14 +246,12 @@ def options_without_effect(combination: Combination) -> dict[str, str]:
             unread |= add_on.unread(combination)
     if not any(each is not None and each.takes_images for each in models):
         unread["image_scale"] = f"{combination.model.name} takes no images"
-    options, temporal = combination.options, combination.with_motion.temporal
+    options = combination.options
     follows_video = bool(options["control"] or options["video"])
     if options["num_frames"] == 1 and not follows_video and parse(options["camera"] or "none") != Motion():
         unread["camera"] = "a single frame does not move"
-    if temporal is not None and not (follows_video and options["num_frames"] is None):
-        frames, window = options["num_frames"] or temporal.num_frames, options["window"] or temporal.num_frames
-        if frames <= window:
-            unread["overlap"] = f"all {frames} frames are in one window"
+    if (frames := combination.frames_of_one_window) is not None:
+        unread["overlap"] = f"all {frames} frames are in one window"
     if options["spacing"] != "leading":
         unread["steps_offset"] = "it is read with the `spacing` leading"
     if not combination.with_motion.has_motion_adapter:

@@ -148,9 +148,12 @@ def check(combination: Combination) -> None:
 
 
 def unread(combination: Combination) -> dict[str, str]:
-    """Return the options without an effect: where prompts of later frames act, if there are none."""
+    """Return the options without an effect: windows if there is one, where prompts of later frames act without any."""
     names = () if combination.options["prompt_at"] else ("injection_start", "injection_end")
-    return dict.fromkeys(names, "it is read with `prompt_at`")
+    unread = dict.fromkeys(names, "it is read with `prompt_at`")
+    if (frames := combination.frames_of_one_window) is not None:
+        unread |= dict.fromkeys(("window_stride", "window_weights"), f"all {frames} frames are in one window")
+    return unread
 
 
 METHOD = Method(run, (VideoModelOptions, FreeNoiseOptions), check, unread)
