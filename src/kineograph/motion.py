@@ -47,12 +47,13 @@ class FrameWarp:
 class Landings(NamedTuple):
     """The parts of frame 0's cells that move to each cell of another frame.
 
-    cells, parts  indices of a cell and of a part that moves there
-    times         how often it does
-    norm          of each cell: of its sum of parts, for unit variance
+    counts  number of parts of each cell
+    parts   their indices, those of the first cell first
+    times   how often each moves there
+    norm    of each cell: of its sum of parts, for unit variance
     """
 
-    cells: Int[Tensor, " n"]
+    counts: Int[Tensor, " cells"]
     parts: Int[Tensor, " n"]
     times: Int[Tensor, " n"]
     norm: Float[Tensor, " cells"]
@@ -212,8 +213,9 @@ def warp_noise(noise: FirstFrame, views: Sequence[View], seed: Seeds) -> OtherFr
 def _warp_noise(noise: FirstFrame, landings: Sequence[Landings], seed: Seeds) -> OtherFrames:
     b, _, c, h, w = noise.shape
     detail = shared(seed, [0], (b, c, SUBCELLS * h, SUBCELLS * w))[:, 0]
-    parts = _split(noise[:, 0].cpu().double(), detail.double())
-    return torch.stack([_gather(parts, each).unflatten(2, (h, w)) for each in landings], dim=1).to(noise)
+    parts = _split(noise[:, 0].cpu().double(), detail.double()).flatten(2).flatten(0, 1).T.contiguous()
+    cells = torch.stack([_gather(parts, each) for each in landings])
+    return cells.transpose(1, 2).unflatten(1, (b, c)).unflatten(3, (h, w)).transpose(0, 1).to(noise)
 
 
 def _split(noise: Float[Tensor, "b c h w"], detail: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
@@ -222,11 +224,10 @@ def _split(noise: Float[Tensor, "b c h w"], detail: Float[Tensor, "b c H W"]) ->
     return detail + missing.repeat_interleave(SUBCELLS, -2).repeat_interleave(SUBCELLS, -1)
 
 
-def _gather(parts: Float[Tensor, "b c H W"], landings: Landings) -> Float[Tensor, "b c cells"]:
+def _gather(parts: Float[Tensor, "parts n"], landings: Landings) -> Float[Tensor, "cells n"]:
     """Sum the parts that move to each cell, at unit variance; a part that moves to a cell m times counts m times."""
-    cells, chosen, times, norm = landings
-    moved = parts.flatten(2).index_select(2, chosen) * times
-    return parts.new_zeros(*parts.shape[:2], len(norm)).index_add_(2, cells, moved) / norm
+    moved = parts.index_select(0, landings.parts) * landings.times[:, None]
+    return torch.segment_reduce(moved, "sum", lengths=landings.counts, axis=0) / landings.norm[:, None]
 
 
 def _find_landings(view: View, size: tuple[int, int]) -> Landings:
@@ -235,9 +236,9 @@ def _find_landings(view: View, size: tuple[int, int]) -> Landings:
     count = SUBCELLS**2 * num_cells
     cell, part = _landings(view, size)
     pairs, times = torch.unique(cell * count + part, return_counts=True)
-    cells = pairs // count
-    norm = torch.zeros(num_cells, dtype=torch.float64).index_add_(0, cells, times.double() ** 2).sqrt()
-    return Landings(cells.int(), (pairs % count).int(), times.int(), norm)
+    counts = torch.bincount(pairs // count, minlength=num_cells)
+    norm = torch.segment_reduce(times.double() ** 2, "sum", lengths=counts, axis=0).sqrt()
+    return Landings(counts, (pairs % count).int(), times.int(), norm)
 
 
 def _landings(view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
