@@ -21,6 +21,7 @@ class InputWarning(UserWarning):
 
 MAX_FRAMES = 4096
 MEMORY_LABEL = re.compile(r"(image|video|tensor) in memory \(.*, sha256 [0-9a-f]{16}\)")
+MAX_PATH = 300  # characters of a path in a message
 SHOWN_LENGTH = 100  # characters of a value in a message
 MAX_JSON_BYTES = 64 << 20  # of a file; the largest index of a sharded checkpoint has a few
 MAX_DEPTH = 64  # of lists and mappings in one another
@@ -45,6 +46,20 @@ def shown(value: object) -> str:
 def expand_user(path: str | Path) -> Path:
     """Return a path with ~ expanded; as it is where ~ is followed by a user whom this machine does not have."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises RuntimeError
+
+
+def is_present(path: Path) -> bool:
+    """Return True if something is at this path; False for a text that can be no path, such as too long a one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def shown_path(path: object) -> str:
+    """Return a path for a message; the beginning of a very long one, since texts that are no path may be long."""
+    text = str(path)
+    return text if len(text) <= MAX_PATH else f"{text[:SHOWN_LENGTH]}..."
 
 
 def check_text(name: str, value: object) -> None:

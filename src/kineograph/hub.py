@@ -11,7 +11,7 @@ from typing import NamedTuple
 import huggingface_hub as hf
 from huggingface_hub import errors
 
-from kineograph.errors import InputError, expand_user
+from kineograph.errors import InputError, expand_user, is_present, shown_path
 
 CONFIGS = ["*.json", "*.txt"]
 WEIGHTS = {
@@ -46,12 +46,12 @@ def local_path(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
     Raises InputError for a path that does not exist, with a hint when a similar path or built-in name does.
     """
     path = expand_user(source)
-    if path.exists():
+    if is_present(path):
         return path
-    if isinstance(source, str) and _is_repository(source) and not path.parent.is_dir():
+    if isinstance(source, str) and _is_repository(source) and not _is_folder(path.parent):
         return None
-    shown = repr(source) if " " in str(source) else source
-    raise InputError(f"there is no {shown}: expected a file, a folder or a hub id, owner/name{_hint(path, built_in)}")
+    name = repr(shown_path(source)) if " " in str(source) else shown_path(source)
+    raise InputError(f"there is no {name}: expected a file, a folder or a hub id, owner/name{_hint(path, built_in)}")
 
 
 def find_file(source: str | Path, names: list[str], options: HubOptions) -> Path:
@@ -135,11 +135,15 @@ def _is_repository(source: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None and Path(source).suffix not in FILE_ENDINGS
 
 
+def _is_folder(path: Path) -> bool:
+    return is_present(path) and path.is_dir()
+
+
 def _hint(path: Path, built_in: Iterable[str]) -> str:
     if meant := difflib.get_close_matches(str(path), list(built_in), n=1, cutoff=0.8):
         return f"; did you mean {meant[0]}, which is built in?"
-    if not path.parent.is_dir():
-        return f"; there is no folder {path.parent} either"
+    if not _is_folder(path.parent):
+        return f"; there is no folder {shown_path(path.parent)} either"
     beside = [each.name for each in path.parent.iterdir()]
     near = difflib.get_close_matches(path.name, beside, n=1) or [each for each in beside if path.name in each][:1]
     return f"; did you mean {path.parent / near[0]}?" if near else ""

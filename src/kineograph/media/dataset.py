@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kineograph.errors import InputError, InputWarning, expand_user
+from kineograph.errors import InputError, InputWarning, expand_user, is_present, shown_path
 from kineograph.media.dataset_layouts import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -66,8 +66,8 @@ def open_dataset(source: str | Path) -> Dataset:
     Raises InputError when nothing is left, saying what was looked for and what was found.
     """
     path = expand_user(source)
-    if not path.exists() and "{" not in str(source):
-        raise InputError(f"there is no file or folder {path} to read a dataset from")
+    if not is_present(path) and "{" not in str(source):
+        raise InputError(f"there is no file or folder {shown_path(path)} to read a dataset from")
     files = _list_files(path)
     layout, (items, problems) = _read_layout(path, files)
     if not items:
@@ -104,7 +104,7 @@ def _list_files(path: Path) -> list[DatasetFile]:
         paths = (Path(folder) / file for folder, _, files in os.walk(path) for file in files)
         named = ((file.relative_to(path).as_posix(), file) for file in paths)
         return [DatasetFile(name, FileRange(file)) for name, file in sorted(named) if not is_hidden(name)]
-    if not path.exists():
+    if not is_present(path):
         return [DatasetFile(Path(name).as_posix(), FileRange(Path(name))) for name in expand_braces(str(path))]
     captions = [path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
     return [DatasetFile(file.name, FileRange(file)) for file in (path, *captions) if file.is_file()]

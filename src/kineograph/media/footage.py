@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.errors import InputError, expand_user, memory_label
+from kineograph.errors import InputError, expand_user, is_present, memory_label
 from kineograph.media.codecs import FrameFile, Sound, open_frames, read_sound, select_frames
 from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import (
     center_crop_resize,
-    is_present,
     is_tensor,
     shorten,
     to_pixels,

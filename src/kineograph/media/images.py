@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from kineograph.errors import InputError, expand_user, memory_label
+from kineograph.errors import InputError, expand_user, is_present, memory_label
 from kineograph.media.frames import BrokenFile
 from kineograph.media.shards import FileSlice
 
@@ -138,14 +138,6 @@ def unexpected(option: str, expected: str, value: object) -> InputError:
 def pixel_digest(pixels: np.ndarray) -> str:
     """Return the SHA-256 of pixels: equal if and only if every pixel is."""
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-
-
-def is_present(path: Path) -> bool:
-    """Return True if something is at this path; False for a text that can be no path, such as too long a one."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def shorten(path: object) -> str:

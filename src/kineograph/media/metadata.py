@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from typing_extensions import TypedDict
 
-from kineograph.errors import InputError, expand_user, parse_json
+from kineograph.errors import InputError, expand_user, is_present, parse_json, shown_path
 from kineograph.options import Flag, option
 
 IMAGE_DESCRIPTION = 0x010E
@@ -143,8 +143,8 @@ def settings_id(settings: Mapping[str, Any]) -> str:
 def existing_path(path: str | Path) -> Path:
     """Return a path, its ~ expanded. Raises InputError when nothing is there."""
     path = expand_user(path)
-    if not path.exists():
-        raise InputError(f"there is no file {path}")
+    if not is_present(path):
+        raise InputError(f"there is no file {shown_path(path)}")
     return path
 
 
