@@ -207,6 +207,23 @@ def test_damaged_work_of_curation_is_done_again(curated: Path, damaged: str, dam
     assert {file.name: file.read_bytes() for file in output.glob("clips*")} == before
 
 
+# a relative of case 110
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", [".work/units/*/*", "clips-*"])
+def test_full_disk_ends_a_curation_which_resumes_to_the_same_shards(curated: Path, pattern: str) -> None:
+    output = curated / "out"
+    shard = next(output.glob("clips-*"))
+    before = shard.read_bytes()
+    for file in output.glob(pattern):
+        file.unlink()
+    shard.unlink(missing_ok=True)
+    with limited(resource.RLIMIT_FSIZE, 5_000 if pattern.startswith(".") else len(before) - 1):
+        ended = run("curate", curated / "d.yaml")
+    assert ended.status == 2 and "File too large: write to" in ended.text and not list(output.rglob(".*.part"))
+    succeed("curate", curated / "d.yaml")
+    assert shard.read_bytes() == before
+
+
 # case 121
 @pytest.mark.slow
 def test_clips_that_a_bit_changed_are_never_packed(curated: Path) -> None:

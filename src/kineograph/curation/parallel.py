@@ -49,6 +49,12 @@ class RayTask:
             return {"done": "", "refused": str(error), "failed": ""}
         except OSError as error:
             return {"done": "", "refused": "", "failed": str(error)}
+        except MemoryError:
+            return {
+                "done": "",
+                "refused": "a worker is out of memory: set run: alone, or fewer processes",
+                "failed": "",
+            }
 
 
 @contextmanager

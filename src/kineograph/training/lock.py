@@ -32,7 +32,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             f"{folder} is in use by another run ({holder or 'which has just started'}): wait for it to end, stop it, "
             "or name another folder"
         ) from error
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         warnings.warn(InputWarning(f"{folder} cannot be locked ({error}): see that no other run uses it"), stacklevel=4)
     try:
         with replace_atomically(owner) as part:
