@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from kineograph.cli.options import parse_lora, parse_named, parse_numbers
 from kineograph.errors import InputError
+from kineograph.hub import local_path
 from kineograph.media.codecs import FrameFile, select_frames
+from kineograph.media.dataset import open_dataset
 from kineograph.media.frames import BrokenFile
+from kineograph.media.metadata import existing_path
 from kineograph.media.shards import expand_braces
 from kineograph.methods.sdedit import parse_size
 from kineograph.models.unet.windows import overlapping_windows
@@ -112,3 +115,14 @@ def test_numbers_written_as_text_are_read_again(numbers: list[float]) -> None:
 @given(st.integers(0, 99999), st.integers(0, 99999))
 def test_sizes_are_read_as_width_and_height(height: int, width: int) -> None:
     assert parse_size(f" {width}X{height} ") == (height, width)
+
+
+@pytest.mark.parametrize("open_path", [local_path, existing_path, open_dataset])
+@pytest.mark.parametrize(
+    "text", ["a" * 5000, "x\0y", "a/b\ud800", f"{'a' * 300}/b c.mp4"], ids=["long", "null", "surrogate", "name"]
+)
+def test_text_that_is_no_path_is_named_in_one_line(open_path: Callable[[str], object], text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_path(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
