@@ -13,6 +13,7 @@ from cases.public_layouts import estimate, normal, sd, sdxl, shake, vae
 from cases.test_adapter_layouts import controlnet, ip_folder  # noqa: F401 (a fixture)
 from cases.tiny_models import far, kohya, layers, low_rank
 from diffusers import StableDiffusionPipeline
+from format_rows import loads
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
@@ -154,6 +155,8 @@ def assert_unchanged(pipeline: StableDiffusionPipeline, options: Options) -> Non
 
 
 @pytest.mark.slow
+@loads("Live pipeline", "the pipeline itself, after `load` with any option: images, weights, modules and words", within=0,
+       reference="those before")  # fmt: skip
 @pytest.mark.parametrize(
     "add",
     [nothing, lora, dora, biases, beside_another, words, other_dtype, motion_module],
