@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "src" / "kineograph").rglob("*.py"), *(ROOT / "lab" / "kineograph_lab").rglob("*.py")])
 TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in FILES}
 NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
-KINDS_OF_CLASS = {"NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function", "TyperGroup"}  # Function: autograd's
+# Function: autograd's; TextIOWrapper: a standard stream of the program
+KINDS_OF_CLASS = {"NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function", "TyperGroup", "TextIOWrapper"}
 # diffusers' name; a property of a declared option; a permission of `replay`, as trust_remote_code of transformers
 NO_FLAGS = {"local_files_only", "recorded", "trust"}
 
@@ -31,7 +32,7 @@ def flags(function: ast.FunctionDef) -> list[str]:
 
 
 def is_allowed_class(node: ast.ClassDef) -> bool:
-    """Return True for nn.Modules, frozen dataclasses, records, interfaces, errors and groups of commands."""
+    """Return True for nn.Modules, frozen dataclasses, records, interfaces, errors, groups of commands and streams."""
     frozen = any("dataclass" in ast.unparse(d) and "frozen=True" in ast.unparse(d) for d in node.decorator_list)
     bases = [ast.unparse(base).split("[")[0] for base in node.bases]
     typed_dict = any(each.arg == "total" for each in node.keywords)  # whose bases are TypedDicts too

@@ -320,7 +320,10 @@ def main() -> int:
                 wrong += [f"{name}: {each}" for each in found]
     total = sum(counts.values(), Counter())
     kinds = ("kills", "ended before the kill", "lost", "half-written", "different", "left over")
-    summary = {kind: total[kind] for kind in kinds} | {"seed": options.seed, "commands": counts, "wrong": wrong[:50]}
+    undisturbed_seconds = {name: round(each.seconds, 1) for name, each in references.items()}
+    summary = {kind: total[kind] for kind in kinds} | {
+        "seed": options.seed, "commands": counts, "undisturbed_seconds": undisturbed_seconds, "wrong": wrong[:50],
+    }  # fmt: skip
     print(json.dumps(summary, indent=1))
     return 1 if wrong else 0
 
