@@ -15,6 +15,7 @@ import pytest
 
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
+from kineograph.generation import options
 from kineograph.generation.check import complete
 from kineograph.generation.options import METHODS, GenerateOptions
 from kineograph.generation.resolve import open_inputs, recorded_options, resolve
@@ -23,7 +24,7 @@ from kineograph.options import declared
 
 PROMPT = "a red fish swimming over the (sea:1.3)"
 FOOTAGE = (np.linspace(0, 255, 4 * 128 * 128 * 3).reshape(4, 128, 128, 3) % 251).astype(np.uint8)
-SMALL = {"num_frames": 4, "num_inference_steps": 3, "height": 64, "width": 64, "seed": 1}
+SMALL = {"num_frames": 4, "num_inference_steps": 5, "height": 64, "width": 64, "seed": 1}
 TRAVEL = {"prompt_at": {2: "a blue fish"}}
 
 
@@ -78,16 +79,17 @@ VALUES: Mapping[str, Any] = {
     "method": "freenoise", "chunk_size": 3, "window": 3, "motion_strength": 0.5, "overlap": 2, "camera": "zoom:1.2",
     "smooth_background": 0.9, "foreground_masks": "rembg", "noise": "independent", "insert_warp_sigmas": True,
     "control": {"canny": FOOTAGE[::-1]}, "annotators": {"depth": "folder"}, "controlnet_conditioning_scale": 0.5,
-    "control_guidance_start": 0.2, "control_guidance_end": 0.8, "image_scale": 0.5, "first_frame": "pinned",
+    "control_guidance_start": 0.5, "control_guidance_end": 0.8, "image_scale": 0.5, "first_frame": "pinned",
     "strength": 0.8, "refine_size": "64x128", "refine_strength": 0.7, "image_guidance_scale": 2.0, "clips": 3,
-    "then": ("a green fish",), "clip_overlap": 3, "clip_noise_ratio": 1.0, "clip_guidance": 0.3, "clip_anchor": 0.5,
+    "then": ("a green fish",), "clip_overlap": 3, "clip_noise_ratio": 1.0, "clip_guidance": 0.4, "clip_anchor": 0.5,
     "clip_noise_order": "kept", "video_prompt": "a green fish", "refine_at": (0.5,), "video_steps": 2, "low_pass": 0.2,
     "low_pass_space": 0.5, "shared_noise": 0.3, "renoise": "same-noise", "inversion_steps": 1,
     "drift_correction": True, "video_guidance_scale": 3.0, "window_stride": 2, "window_weights": "flat",
     "injection_start": 0.2, "injection_end": 0.6,
 }  # fmt: skip
-QUICK = ("image model", "video model", "editing model", "VideoElevator")
-SAME_FRAMES = {"chunk_size", "fps"}  # the number of frames in memory, and the rate of models without one as a condition
+QUICK = ("image model", "VideoElevator")
+# the number of frames in memory, the rate of models without one as a condition, and FreeNoise in one window
+SAME_FRAMES = {"chunk_size", "fps", "method"}
 
 
 @cache
@@ -96,8 +98,9 @@ def model(name: str) -> kg.Model:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Any:
-    """Ignore advice: small sizes, unknown words, edits that change little."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Look for plugins once, and ignore advice: small sizes, unknown words, edits that change little."""
+    monkeypatch.setattr(options, "find_plugins", cache(options.find_plugins))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InputWarning)
         yield
@@ -105,9 +108,9 @@ def quiet() -> Any:
 
 def resolved(combination: Combination, **more: Any) -> Any:
     """Return the plan of a combination and more options."""
-    options = complete({**SMALL, **combination.options, **more})
+    asked = complete({**SMALL, **combination.options, **more})
     video_model = None if combination.video_model is None else model(combination.video_model)
-    return resolve(model(combination.model), [PROMPT], options, open_inputs(options), video_model)
+    return resolve(model(combination.model), [PROMPT], asked, open_inputs(asked), video_model)
 
 
 def settings(plan: Any) -> dict[str, Any]:
