@@ -89,6 +89,9 @@ def test_list_loras_with_scales_by_network() -> None:
     for wrong, message in (({"te": 1}, "unet, text_encoder, text_encoder_2, not of 'te'"), (math.nan, "not nan")):
         with pytest.raises(InputError, match=message):
             list_loras(("a", wrong))
+    for several in (["a", 0.5, 0.4], (0.5, "a"), [("a", 1), {"unet": 1}]):
+        with pytest.raises(InputError, match="is beside no file"):
+            list_loras(several)
 
 
 @pytest.mark.parametrize(

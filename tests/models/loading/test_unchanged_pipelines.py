@@ -155,7 +155,7 @@ def assert_unchanged(pipeline: StableDiffusionPipeline, options: Options) -> Non
 
 
 @pytest.mark.slow
-@loads("Live pipeline", "the pipeline itself, after `load` with any option: images, weights, modules and words", within=0,
+@loads("Live pipeline", "the pipeline itself after `load` with any option: images, weights, modules, words", within=0,
        reference="those before")  # fmt: skip
 @pytest.mark.parametrize(
     "add",

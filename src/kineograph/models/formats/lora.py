@@ -114,6 +114,9 @@ def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, LoraScale]]:
         return [(lora, 1.0)]
     if len(lora) == 2 and isinstance(lora[0], str | Path) and isinstance(lora[1], int | float | Mapping):
         return [(lora[0], check_scale(lora[1]))]
+    for each in lora:
+        if isinstance(each, int | float | Mapping):
+            raise InputError(f"a LoRA is a file, or with its scale (file, 0.8), and {shown(each)} is beside no file")
     return [pair for each in lora for pair in list_loras(each)]  # type: ignore[arg-type]
 
 
@@ -123,8 +126,8 @@ def check_scale(scale: LoraScale) -> LoraScale:
     for name, value in by_network.items():
         if name not in SCALED:
             raise InputError(f"a LoRA has scales of {', '.join(SCALED)}, not of {name!r}")
-        if not math.isfinite(value):
-            raise InputError(f"the scale of a LoRA is a finite number, such as 0.8, not {value}")
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"the scale of a LoRA is a finite number, such as 0.8, not {shown(value)}")
     return {name: float(each) for name, each in scale.items()} if isinstance(scale, Mapping) else float(scale)
 
 
