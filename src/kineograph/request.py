@@ -372,7 +372,7 @@ def _migrate_from_1(settings: dict[str, Any]) -> dict[str, Any]:
     for record in ("elevation", "reuse"):
         inside = settings.pop(record, {})
         if not isinstance(inside, Mapping):
-            raise InputError(f"{record} in these settings is a mapping of options, not {inside!r}")
+            raise InputError(f"{record} in these settings is a mapping of options, not {errors.shown(inside)}")
         settings |= inside
     settings = {RENAMED_IN_2.get(name, name): value for name, value in settings.items()}
     for name in ("low_pass", "low_pass_space", "inversion_steps"):  # None was "no filter" and "all steps"
@@ -415,8 +415,13 @@ def _flatten_controls(controls: Any) -> dict[str, Any]:
     if not isinstance(controls, list) or not all(
         isinstance(each, Mapping) and isinstance(each.get("kind"), str) and "video" in each for each in controls
     ):
-        raise InputError(f"control in these settings is a list of records with kind and video, not {controls!r}")
+        raise InputError(
+            f"control in these settings is a list of records with kind and video, not {errors.shown(controls)}"
+        )
     names = [f"{each['kind']}-map" if each.get("ready") else each["kind"] for each in controls]
+    for each in controls:
+        for field in {"scale", "start", "end"} & set(each):
+            errors.check_number(f"the {field} of a control in these settings", each[field])
     shared = {
         option: {each.get(field, default) for each in controls}
         for option, field, default in (

@@ -184,6 +184,15 @@ def test_edited_settings_are_read_or_refused(old: dict[str, Any], data: st.DataO
 
 
 @few
+@given(value=json_values, field=st.sampled_from(["kind", "video", "scale", "start", "end", "ready", "annotator"]))
+def test_any_control_of_version_1_is_read_or_refused(value: Any, field: str) -> None:
+    control = {"kind": "canny", "video": "in.mp4", "scale": 1.0, field: value}
+    for controls in ([control], [control, {"kind": "depth", "video": "in.mp4"}], value):
+        with suppress(InputError):
+            recorded.recorded_request({**SETTINGS, "settings_version": 1, "control": controls})
+
+
+@few
 @given(name=st.sampled_from(sorted(SETTINGS)), value=json_values)
 def test_any_value_of_a_setting_is_read_or_refused(name: str, value: Any) -> None:
     with suppress(InputError):

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from kineograph.cli import terminal
 from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, save_options, second_model_options
 from kineograph.cli.output import choose_writer, report_video
-from kineograph.errors import InputError, check_text, expand_user
+from kineograph.errors import InputError, check_text, expand_user, shown
 from kineograph.generation.check import check, check_order, check_prompts, complete
 from kineograph.generation.schema import DECLARATIONS
 from kineograph.models.conditioning.prompt_weights import take_loras
@@ -157,8 +157,8 @@ def _read_values(command: str, own: Mapping[str, Any], given: Mapping[str, Any])
     known = {*own, *run_options(command), *declared(LoadOptions)} - {"set"}
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            raise InputError(f"there is no option {name!r}{f': did you mean {near[0]!r}?' if near else ''}")
+            near = difflib.get_close_matches(str(name)[:100], known, n=1)
+            raise InputError(f"there is no option {shown(name)}{f': did you mean {near[0]!r}?' if near else ''}")
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -175,8 +175,8 @@ def _take_loras(prompts: Sequence[Any], values: Mapping[str, Any]) -> tuple[list
         return texts, {}
     if folder is None:
         raise InputError(
-            f"the prompt names the LoRA {first[0][0]!r}: say which folder it is in, `lora_folder`; or take it out of "
-            "the prompt and give its file, `lora`"
+            f"the prompt names the LoRA {shown(first[0][0])}: say which folder it is in, `lora_folder`; or take it "
+            "out of the prompt and give its file, `lora`"
         )
     from kineograph.models.formats.lora import list_loras
 
@@ -190,16 +190,18 @@ def _find_lora(folder: Path, name: str) -> str:
     from kineograph.models.formats.tensor_files import read_metadata
 
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}, in which the prompt's LoRA {name!r} would be: `lora_folder`")
+        raise InputError(
+            f"there is no folder {folder}, in which the prompt's LoRA {shown(name)} would be: `lora_folder`"
+        )
     files = sorted(each for each in folder.rglob("*") if each.suffix in FILE_ENDINGS)
     found = [each for each in files if name in (each.stem, each.relative_to(folder).with_suffix("").as_posix())]
     found = found or [each for each in files if read_metadata(each).get("ss_output_name") == name]
     if len(found) > 1:
-        raise InputError(f"{folder} has several LoRAs {name!r} ({', '.join(map(str, found))}): rename all but one")
+        raise InputError(f"{folder} has several LoRAs {shown(name)} ({', '.join(map(str, found))}): rename all but one")
     if not found:
         near = difflib.get_close_matches(name, [each.stem for each in files], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "expected a file of this name"
-        raise InputError(f"{folder} has no LoRA {name!r}, which the prompt names: {hint}")
+        raise InputError(f"{folder} has no LoRA {shown(name)}, which the prompt names: {hint}")
     return str(found[0])
 
 
@@ -210,7 +212,7 @@ def _only(configs: list[str]) -> str:
 
 
 def _explain_missing(command: str, given: list[str]) -> str:
-    return f"give {EXAMPLES[command]}{f'; got only {given[0]!r}' if given else ''}"
+    return f"give {EXAMPLES[command]}{f'; got only {shown(given[0])}' if given else ''}"
 
 
 class Source(NamedTuple):

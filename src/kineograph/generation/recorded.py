@@ -236,7 +236,9 @@ def _recorded_arguments(recorded: Mapping[str, Any]) -> dict[str, Any]:
             "again and call kineograph.replay(path, model=kineograph.load(pipeline))"
         )
     if unknown := set(arguments) - set(RECORDED):  # a file may come from anyone
-        raise InputError(f"these settings would load a model with unknown arguments: {', '.join(sorted(unknown))}")
+        raise InputError(
+            f"these settings would load a model with unknown arguments: {', '.join(sorted(unknown))[:200]}"
+        )
     source, lora = arguments.get("source", "pocket"), arguments.get("lora", [])
     if not isinstance(source, str):
         raise InputError(f"the source of the model in these settings is a text, not {shown(source)}")
