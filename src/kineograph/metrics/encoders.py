@@ -18,10 +18,10 @@ from kineograph.errors import InputError, load_json
 from kineograph.hub import HubOptions
 from kineograph.metrics.features import EVENLY_SPACED, FROM_START, Extractor, Frames, VideoFeatures
 from kineograph.models.conditioning.image_encoder import CLIP_MEAN, CLIP_STD, crop_to_square
+from kineograph.models.formats.tensor_files import as_input_error
 from kineograph.models.loading.provenance import fingerprint
 
 FILES = ["*.json", "*.txt", "*.safetensors", "*.bin"]
-LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError)  # raised by `from_pretrained` for missing or wrong files
 CLIP_FRAMES = 16  # frames of a video whose CLIP embeddings are averaged
 BATCH_SIZE = 32  # frames
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -125,10 +125,8 @@ def _load_complete(network: Any, folder: Path, device: Device) -> Any:
 
 
 def _load_or_refuse(load: Callable[[], Any], folder: Path) -> Any:
-    try:
+    with as_input_error(f"{folder} cannot be opened by transformers"):
         return load()
-    except LOAD_ERRORS as error:
-        raise InputError(f"{folder} cannot be opened by transformers: {error}") from error
 
 
 def _preprocessor(

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kineograph.errors import InputError, expand_user
 from kineograph.metrics.features import FROM_START, Extractor, Frames, VideoFeatures
 from kineograph.models.conditioning.image_encoder import crop_to_size
+from kineograph.models.formats.tensor_files import in_one_line
 
 Count = Annotated[int, Field(ge=1)]
 I3D_ARGUMENTS = ("rescale", "resize", "return_features")  # of StyleGAN-V's I3D, which resizes its input itself
@@ -110,8 +111,8 @@ def _read_format(path: Path, network: Any) -> ClipFormat:
         return I3D if arguments.issuperset(I3D_ARGUMENTS) else ClipFormat()
     try:
         return ClipFormat.model_validate_json(file.read_text())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{file} does not describe the input format of {path.name}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} does not describe the input format of {path.name}: {in_one_line(error)}") from error
 
 
 def _run_network(path: Path, clip_format: ClipFormat, run: Callable[[], Any]) -> Float[np.ndarray, " d"]:
