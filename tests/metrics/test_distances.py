@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 
 from kineograph.errors import InputError
-from kineograph.metrics.distances import Moments, frechet_distance, inception_score, jackknife, kernel_distance, moments
+from kineograph.metrics.distances import Moments, frechet_distance, inception_score, kernel_distance, moments
 
 
 def features(count: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -101,14 +101,10 @@ def test_inception_score_limits() -> None:
     assert inception_score(np.tile(np.eye(4)[:1], (40, 1))).value == pytest.approx(1)
     with pytest.raises(InputError, match="10 splits need at least 20 videos, got 19"):
         inception_score(np.full((19, 5), 0.2))
-
-
-def test_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(0).normal(size=(10, 1))
-    found = jackknife(lambda features: float(features.mean()), values)
-    assert found.value == values.mean()
-    assert found.error == pytest.approx(values.std(ddof=1) / np.sqrt(10))
-    assert np.isnan(jackknife(lambda features: 0.0, values[:2]).error)
+    with pytest.raises(InputError, match="at least 20 videos of different clusters, got 8"):
+        inception_score(np.full((40, 5), 0.2), clusters=[number % 8 for number in range(40)])
+    clustered = inception_score(np.repeat(np.eye(4), 20, axis=0), clusters=[number // 2 for number in range(80)])
+    assert (clustered.count, clustered.clusters, clustered.degrees) == (80, 40, 9)
 
 
 def test_too_few_videos_are_refused() -> None:

@@ -11,16 +11,20 @@ from tiny_metrics import folder_of, noise
 from kineograph import plugins
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.video import Video
-from kineograph.metrics.collection import collect_videos, decode_video
+from kineograph.metrics.collection import collect_videos, decode_video, read_clusters
 from kineograph.metrics.distances import frechet_distance, moments
 from kineograph.metrics.evaluate import evaluate, write_reports
 from kineograph.metrics.extractors import load_extractor, load_extractors
 from kineograph.metrics.report import compare_reports
 from kineograph.metrics.scores import compute_scores, measure_videos
+from kineograph.metrics.statistics import mean
 from kineograph.metrics.video_metrics import flow_metric
 from kineograph_lab.world.world import ShotSpec, Subject, render_clip
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still what released extractors are
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit"),  # deprecated, and still what released extractors are
+    pytest.mark.filterwarnings("ignore:FVD .c3d. is of 20 against 20 videos. below 1000"),
+]
 FISH = "a red fish over the sea moving to the right"
 
 
@@ -83,7 +87,7 @@ def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network) -> Non
         fvd(against=measured),
     ]
     assert fvd() == fvd(ours=fewer) == ids[0] and len({*ids}) == len(ids)
-    with pytest.warns(InputWarning, match=r"FVD \(c3d\) is of 20 videos against 19"):
+    with pytest.warns(InputWarning, match=r"FVD \(c3d\) is of 20 against 19 videos: below 1000"):
         less = fvd(against=measure_videos(collect_some(theirs, 19), extractors))
     assert less not in ids
 
@@ -95,10 +99,39 @@ def collect_some(folder, count):
     return replace(found, entries=found.entries[:count])
 
 
+def real_videos(folder, extractors):
+    return measure_videos(collect_videos(folder), extractors)
+
+
+def test_errors_are_those_of_clusters(sets, tmp_path) -> None:
+    ours, theirs, extractors = sets
+    table = tmp_path / "videos.csv"
+    with table.open("w") as file:
+        csv.writer(file).writerows([["file", "LoRA"], *([f"{number}.mp4", number % 5] for number in range(20))])
+    clusters = read_clusters(table, "lora")
+    with pytest.warns(InputWarning, match="IS|Inception Score is left out: its 10 splits need 20 videos of different"):
+        (found,) = evaluate([ours], extractors=extractors, metrics=[flow_metric()], against=theirs, clusters=clusters)
+    named = {score.name: score.value for score in found.scores}
+    values = np.array([video.values["motion"] for video in found.measurements.videos])
+    numbers = [int(video.name.removesuffix(".mp4")) % 5 for video in found.measurements.videos]
+    assert named["motion"] == mean(values, numbers) and (named["motion"].clusters, named["motion"].degrees) == (5, 4)
+    assert (named["FVD (c3d)"].clusters, named["KVD (c3d)"].degrees) == (5, 4)
+    written = {score["name"]: score for score in found.as_json()["scores"]}["motion"]
+    assert (written["low"], written["clusters"]) == (named["motion"].low, 5)
+    with pytest.raises(InputError, match=r"0.mp4 in .* has no cluster"):
+        collect_videos(ours, clusters={"1.mp4": "a"})
+    with pytest.raises(InputError, match=r"line 2: expected a cluster \(adapter\)"):
+        read_clusters(table, "adapter")
+
+
 def test_few_videos_cause_warnings(sets) -> None:
     ours, theirs, extractors = sets
+    with pytest.warns(InputWarning, match="20 against 20 videos: below 1000 it is too large"):
+        compute_scores(
+            measure_videos(collect_videos(ours), extractors), extractors, [], real_videos(theirs, extractors)
+        )
     few, one = (measure_videos(collect_some(ours, count), extractors) for count in (4, 1))
-    real = measure_videos(collect_videos(theirs), extractors)
+    real = real_videos(theirs, extractors)
     singular = "4 against 20 videos with 4 features: the covariance of so few"
     with pytest.warns(InputWarning, match="20 videos, got 4"), pytest.warns(InputWarning, match=singular):
         named = {score.name for score in compute_scores(few, extractors, [], real)}
@@ -245,5 +278,7 @@ def test_evaluate_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         )
         status, out, err = run("made", "--device", "cpu", "-o", "alone")
         assert status == 0 and "motion: " in err and "CLIP-T: " in err and "accuracy" not in err
+    status, out, err = run("made", "--cluster", "prompt")
+    assert status == 2 and "--cluster names a column of the file of --prompts" in err
     status, out, err = run("gone")
     assert status == 2 and "there is no folder gone" in err

@@ -33,22 +33,25 @@ class VideoEntry(NamedTuple):
 
     prompt         None if it is not known
     later_prompts  those of the clips after the first, which are all of one length
+    cluster        videos of one cluster depend on one another; None for a video of its own
     """
 
     name: str
     footage: Footage
     prompt: str | None
     later_prompts: tuple[str, ...] = ()
+    cluster: str | None = None
 
 
 class DecodedVideo(NamedTuple):
-    """A decoded video. prompt, later_prompts: as in `VideoEntry`."""
+    """A decoded video. prompt, later_prompts, cluster: as in `VideoEntry`."""
 
     name: str
     frames: Frames
     fps: float
     prompt: str | None
     later_prompts: tuple[str, ...] = ()
+    cluster: str | None = None
 
     @property
     def prompted_parts(self) -> list[tuple[Frames, str]]:
@@ -72,7 +75,10 @@ class VideoCollection:
 
 
 def collect_videos(
-    folder: str | Path, prompts: Mapping[str, str] | None = None, fps: float | None = None
+    folder: str | Path,
+    prompts: Mapping[str, str] | None = None,
+    fps: float | None = None,
+    clusters: Mapping[str, str] | None = None,
 ) -> VideoCollection:
     """Find the videos in a folder and below: files, and folders of frame_0000.png and so on.
 
@@ -83,8 +89,9 @@ def collect_videos(
         prompts: by the video's name, with or without folders and extension; by default those that Kineograph wrote into
             the videos, one for each clip of a long video.
         fps: frame rate at which videos are read; by default each video's own.
+        clusters: by the video's name, as prompts; by default each video is independent of the others.
 
-    Raises InputError when the folder is missing, holds no video, or none that can be read.
+    Raises InputError when the folder is missing, holds no video, or none that can be read; or `clusters` lacks one.
     """
     folder = expand_user(folder)
     names = _find_names(folder)
@@ -92,9 +99,11 @@ def collect_videos(
     for name in names:
         try:
             footage = open_footage(folder / name, fps=fps)
-            entries.append(VideoEntry(name, footage, *_find_prompts(folder / name, name, prompts)))
         except InputError as error:
             problems.append(Problem(name, str(error)))
+            continue
+        found = _find_prompts(folder / name, name, prompts)
+        entries.append(VideoEntry(name, footage, *found, _find_cluster(folder, name, clusters)))
     if not entries:
         raise InputError(f"none of the {len(names)} videos in {folder} can be read: {problems[0].reason}")
     _warn_of_unreadable(folder, problems, len(names))
@@ -107,7 +116,7 @@ def decode_video(entry: VideoEntry) -> DecodedVideo:
     footage = entry.footage
     check_held(Path(footage.path), len(footage), footage.height, footage.width)
     frames = np.stack(list(footage.frames(footage.height, footage.width)))
-    return DecodedVideo(entry.name, frames, footage.fps, entry.prompt, entry.later_prompts)
+    return DecodedVideo(entry.name, frames, footage.fps, entry.prompt, entry.later_prompts, entry.cluster)
 
 
 def read_prompts(path: str | Path) -> dict[str, str]:
@@ -115,17 +124,29 @@ def read_prompts(path: str | Path) -> dict[str, str]:
 
     Raises InputError when a row lacks one of them or gives a video another prompt; the message names the line.
     """
-    path, prompts = expand_user(path), dict[str, str]()
+    return _read_by_video(path, "prompt", CAPTION_COLUMNS)
+
+
+def read_clusters(path: str | Path, column: str) -> dict[str, str]:
+    """Read the cluster of each video from a column of a .csv or .jsonl file that has one for the file name as well.
+
+    Raises InputError as `read_prompts` does.
+    """
+    return _read_by_video(path, "cluster", [column.strip().lower()])
+
+
+def _read_by_video(path: str | Path, what: str, columns: Sequence[str]) -> dict[str, str]:
+    path, values = expand_user(path), dict[str, str]()
     for where, row in read_rows(path):
-        name, prompt = first_value(row, FILE_COLUMNS), first_value(row, CAPTION_COLUMNS)
-        if not name or not prompt:
-            missing = f"a file ({', '.join(FILE_COLUMNS)})" if not name else f"a prompt ({', '.join(CAPTION_COLUMNS)})"
+        name, value = first_value(row, FILE_COLUMNS), first_value(row, columns)
+        if not name or not value:
+            missing = f"a file ({', '.join(FILE_COLUMNS)})" if not name else f"a {what} ({', '.join(columns)})"
             raise InputError(f"{where}: expected {missing}, got {row}")
-        if prompts.setdefault(name, prompt) != prompt:
-            raise InputError(f"{where}: {name} has another prompt earlier in this file")
-    if not prompts:
-        raise InputError(f"{path} holds no prompts: expected rows of a file and a prompt")
-    return prompts
+        if values.setdefault(name, value) != value:
+            raise InputError(f"{where}: {name} has another {what} earlier in this file")
+    if not values:
+        raise InputError(f"{path} holds no {what}s: expected rows of a file and a {what}")
+    return values
 
 
 def _find_names(folder: Path) -> list[str]:
@@ -161,6 +182,15 @@ def _find_prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> t
     weights = metadata.settings.get("prompt_weights")
     read = partial(plain_text, weights=weights if weights in ("a1111", "comfyui") else "off")
     return read(prompt), tuple(map(read, _later_prompts(metadata, name)))
+
+
+def _find_cluster(folder: Path, name: str, clusters: Mapping[str, str] | None) -> str | None:
+    if clusters is None:
+        return None
+    found = [clusters[alias] for alias in _aliases(name) if alias in clusters]
+    if not found:
+        raise InputError(f"{name} in {folder} has no cluster: give the file of clusters a row for it")
+    return found[0]
 
 
 def _later_prompts(metadata: VideoMetadata, name: str) -> tuple[str, ...]:

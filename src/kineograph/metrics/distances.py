@@ -1,54 +1,24 @@
-"""Statistics of sets of videos: FVD, KVD and the Inception Score from features, means with their standard errors.
+"""Statistics of sets of videos: FVD, KVD and the Inception Score, from features.
 
 Features are [n d], one row per video; all sums are in float64.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from kineograph.errors import InputError
+from kineograph.metrics.statistics import Clusters, Estimate, cluster_numbers, mean
 
 Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
 Probabilities = Float[np.ndarray, "n k"]
 
 SPLITS = 10  # of the Inception Score, as is the custom
-GROUPS = 10  # left out one after another by the jackknife
-
-
-class Mean(NamedTuple):
-    """A mean over independent cases, and its standard error."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return "-" if math.isnan(self.value) else f"{self.value:.3f} ± {self.error:.3f}"
-
-
-def mean(values: Sequence[float]) -> Mean:
-    """Return the mean of independent values with its standard error."""
-    spread = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return Mean(float(np.mean(values)) if len(values) else float("nan"), float(spread))
-
-
-def jackknife(statistic: Callable[[Features], float], features: Features, groups: int = GROUPS) -> Mean:
-    """Return a statistic of a set, and its standard error by leaving out a tenth of the set at a time.
-
-    The error is that of these videos; the set they are compared with is taken as exact.
-    """
-    groups = min(groups, len(features))
-    if groups < 3:  # one video would be left
-        return Mean(statistic(features), np.nan)
-    number = np.arange(len(features)) % groups
-    without = [statistic(features[number != group]) for group in range(groups)]
-    return Mean(statistic(features), float(np.sqrt((groups - 1) * np.var(without))))
 
 
 class Moments(NamedTuple):
@@ -105,19 +75,23 @@ def _cubic_kernel(one: Features, other: Others) -> Float[np.ndarray, "n m"]:
     return (one.astype(np.float64) @ other.T.astype(np.float64) / one.shape[1] + 1) ** 3
 
 
-def inception_score(probabilities: Probabilities, splits: int = SPLITS) -> Mean:
+def inception_score(probabilities: Probabilities, splits: int = SPLITS, clusters: Clusters | None = None) -> Estimate:
     """Return exp of the mean KL divergence of each video's classes from the marginal (Salimans et al. 2016).
 
     The result is the mean over the splits and its standard error; papers print the standard deviation, which is
-    sqrt(splits) times as large. Split k holds videos k, k + splits, ..., since folders are often sorted by class.
+    sqrt(splits) times as large. Split k holds clusters k, k + splits, ..., since folders are often sorted by class.
 
-    probabilities: class probabilities of each video, [n k]. Raises InputError for fewer than two videos per split.
+    probabilities: class probabilities of each video, [n k]. Raises InputError for fewer than two clusters per split;
+    each video is a cluster of its own if `clusters` does not say otherwise.
     """
-    if len(probabilities) < 2 * splits:
-        raise InputError(f"{splits} splits need at least {2 * splits} videos, got {len(probabilities)}")
+    number = cluster_numbers(clusters, len(probabilities))
+    count = len({*number.tolist()})
+    if count < 2 * splits:
+        of_clusters = "" if clusters is None else " of different clusters"
+        raise InputError(f"{splits} splits need at least {2 * splits} videos{of_clusters}, got {count}")
     exact = probabilities.astype(np.float64)
-    scores = [_split_score(exact[start::splits]) for start in range(splits)]
-    return Mean(float(np.mean(scores)), float(np.std(scores, ddof=1) / np.sqrt(splits)) if splits > 1 else np.nan)
+    scores = [_split_score(exact[number % splits == split]) for split in range(splits)]
+    return replace(mean(scores), count=len(probabilities), clusters=count)
 
 
 def _split_score(each: Probabilities) -> float:

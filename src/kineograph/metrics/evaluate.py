@@ -26,6 +26,7 @@ def evaluate(
     metrics: Sequence[VideoMetric],
     against: str | Path | None = None,
     prompts: Mapping[str, str] | None = None,
+    clusters: Mapping[str, str] | None = None,
     fps: float | None = None,
     on_video: OnVideo | None = None,
 ) -> list[Evaluation]:
@@ -34,13 +35,13 @@ def evaluate(
     Args:
         extractors, metrics: as `load_metrics` returns them.
         against: a folder of real videos, for FVD and KVD.
-        prompts, fps: see `collect_videos`.
+        prompts, clusters, fps: see `collect_videos`.
         on_video: called with (videos measured, all videos) of a folder.
 
     Raises InputError when a folder holds no videos, two have one name, or a video is too short for an extractor.
     """
     names = _evaluation_names(folders)
-    collections = [collect_videos(folder, prompts, fps) for folder in folders]
+    collections = [collect_videos(folder, prompts, fps, clusters) for folder in folders]
     references = [collect_videos(against, fps=fps)] if against is not None else []
     for extractor in extractors:  # refuse before hours are spent on other videos
         for videos in (*collections, *references):

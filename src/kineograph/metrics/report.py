@@ -10,7 +10,7 @@ import html
 import math
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import islice, zip_longest
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from kineograph.errors import InputError, load_json
 from kineograph.media.video import open_video
-from kineograph.metrics.distances import Mean
 from kineograph.metrics.scores import Measurements, Score
+from kineograph.metrics.statistics import Estimate, difference_of_independent
 from kineograph.metrics.video_metrics import ASPECTS
 
 VERSIONS = ("kineograph", "torch", "transformers", "numpy", "av")
@@ -50,14 +50,14 @@ class Evaluation:
             "versions": {name: version(name) for name in VERSIONS},
             "scores": [
                 {
-                    "name": each.name, "aspect": each.aspect, "value": _nan_to_none(each.value.value),
-                    "error": _nan_to_none(each.value.error), "count": each.count, "protocol": each.protocol,
-                    "settings": dict(each.settings),
+                    "name": each.name, "aspect": each.aspect, **estimate_as_json(each.value),
+                    "protocol": each.protocol, "settings": dict(each.settings),
                 }
                 for each in self.scores
             ],
             "videos": [
-                {"name": video.name, "prompt": video.prompt, "frames": video.frames, "fps": video.fps, **video.values}
+                {"name": video.name, "prompt": video.prompt, "frames": video.frames, "fps": video.fps,
+                 **({} if video.cluster is None else {"cluster": video.cluster}), **video.values}
                 for video in self.measurements.videos
             ],
             "skipped": [problem._asdict() for problem in self.measurements.problems],
@@ -68,9 +68,9 @@ class ScoreComparison(NamedTuple):
     """A score in two reports, and ours minus theirs with the error of two independent sets."""
 
     name: str
-    ours: Mean
-    theirs: Mean
-    difference: Mean
+    ours: Estimate
+    theirs: Estimate
+    difference: Estimate
 
 
 def compare_reports(
@@ -102,15 +102,21 @@ def compare_scores(ours: Scores, theirs: Scores, ignore_protocol: Collection[str
     ]  # fmt: skip
     if different:
         raise InputError("\n".join(_protocol_differences(name, ours[name], theirs[name]) for name in different))
-    pairs = [(name, _recorded_mean(ours[name]), _recorded_mean(theirs[name])) for name in shared]
-    return [
-        ScoreComparison(name, one, other, Mean(one.value - other.value, math.hypot(one.error, other.error)))
-        for name, one, other in pairs
-    ]
+    pairs = [(name, _recorded_estimate(ours[name]), _recorded_estimate(theirs[name])) for name in shared]
+    return [ScoreComparison(name, one, other, difference_of_independent(one, other)) for name, one, other in pairs]
 
 
-def _recorded_mean(score: ScoreRecord) -> Mean:
-    return Mean(*(math.nan if score[name] is None else score[name] for name in ("value", "error")))
+def _recorded_estimate(score: ScoreRecord) -> Estimate:
+    """Return the estimate of a recorded score; earlier reports do not say its clusters: each video was one."""
+    value, error = (math.nan if score[name] is None else score[name] for name in ("value", "error"))
+    count = int(score.get("count", 0))
+    return Estimate(value, error, count, int(score.get("clusters", count)), score.get("degrees", count - 1))
+
+
+def estimate_as_json(estimate: Estimate) -> dict[str, float | None]:
+    """Return an estimate as JSON values, with the ends of its 95 % interval; NaN, which JSON cannot hold, is None."""
+    every = {**asdict(estimate), "low": estimate.low, "high": estimate.high}
+    return {name: None if math.isnan(value) else value for name, value in every.items()}
 
 
 def _protocol_differences(name: str, ours: ScoreRecord, theirs: ScoreRecord) -> str:
@@ -155,11 +161,6 @@ def scores_by_name(report: Mapping[str, Any]) -> dict[str, ScoreRecord]:
     return scores
 
 
-def _nan_to_none(value: float) -> float | None:
-    """Replace NaN, the error of a single video, which JSON cannot hold."""
-    return None if math.isnan(value) else value
-
-
 MAX_VIDEO_ROWS = 12  # of the page, which embeds the videos
 
 STYLE = """
@@ -179,7 +180,7 @@ class TableRow(NamedTuple):
     aspect: str
     name: str
     protocol: str
-    cells: Mapping[str, Mean]
+    cells: Mapping[str, Estimate]
 
 
 def table_rows(evaluations: Sequence[Evaluation]) -> list[TableRow]:
@@ -201,8 +202,8 @@ def markdown_table(evaluations: Sequence[Evaluation]) -> str:
     counts = [(each.name, len(each.measurements.problems)) for each in evaluations]
     skipped = [f"- {name}: {count} videos could not be read" for name, count in counts if count]
     introduction = (
-        "Means ± standard errors. Only numbers in one row can be compared: a score of another protocol has a row of "
-        "its own, and the .json files say how protocols differ.\n"
+        "Values ± standard errors, with 95 % intervals. Only numbers in one row can be compared: a score of another "
+        "protocol has a row of its own, and the .json files say how protocols differ.\n"
     )
     return "\n".join(["# Evaluation\n", introduction, *rows, "", *skipped])
 
@@ -211,8 +212,8 @@ def html_page(evaluations: Sequence[Evaluation]) -> str:
     """Return a self-contained HTML page: the table, and the first videos of each evaluation side by side."""
     body = [
         "<h1>Evaluation</h1>",
-        "<p>Means ± standard errors. Only numbers in one row can be compared: a score of another protocol has a row of "
-        "its own.</p>",
+        "<p>Values ± standard errors, with 95 % intervals. Only numbers in one row can be compared: a score of another "
+        "protocol has a row of its own.</p>",
         _score_table(evaluations),
         *(_problem_list(each) for each in evaluations if each.measurements.problems),
         "<h2>Videos</h2>",
@@ -236,8 +237,7 @@ def _score_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _cell_texts(row: TableRow, names: Sequence[str]) -> list[str]:
-    means = [row.cells.get(name) for name in names]
-    return ["-" if each is None else f"{each.value:.3f}" if math.isnan(each.error) else str(each) for each in means]
+    return [str(row.cells.get(name, "-")) for name in names]
 
 
 def _problem_list(each: Evaluation) -> str:

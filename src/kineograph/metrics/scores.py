@@ -17,9 +17,12 @@ from kineograph.media.metadata import settings_id
 from kineograph.media.shards import Problem
 from kineograph.metrics import distances
 from kineograph.metrics.collection import DecodedVideo, VideoCollection, VideoEntry, decode_video
-from kineograph.metrics.distances import SPLITS, Mean, jackknife, moments
+from kineograph.metrics.distances import SPLITS, moments
 from kineograph.metrics.features import Extractor, VideoFeatures, check_video_lengths
+from kineograph.metrics.statistics import Clusters, Estimate, jackknife, mean
 from kineograph.metrics.video_metrics import QUALITY, VideoMetric
+
+FEW_VIDEOS = 1000  # below, FVD changes with their number more than between methods (Unterthiner et al. 2018)
 
 OnVideo = Callable[[int, int], None]
 
@@ -29,15 +32,18 @@ class Score:
     """One number that describes a set of videos.
 
     aspect    one of EvalCrafter's four
-    count     number of videos that it is taken over
     settings  everything that it depends on besides the videos' pixels; `protocol` is their identifier
     """
 
     name: str
     aspect: str
-    value: Mean
-    count: int
+    value: Estimate
     settings: Mapping[str, Any]
+
+    @property
+    def count(self) -> int:
+        """Number of videos that it is taken over."""
+        return self.value.count
 
     @property
     def protocol(self) -> str:
@@ -46,7 +52,7 @@ class Score:
 
 
 class MeasuredVideo(NamedTuple):
-    """A video's metrics by name, and its features in the order of the extractors."""
+    """A video's metrics by name, its features in the order of the extractors, and its cluster, as in `VideoEntry`."""
 
     name: str
     prompt: str | None
@@ -54,6 +60,12 @@ class MeasuredVideo(NamedTuple):
     fps: float
     values: Mapping[str, float]
     features: Sequence[VideoFeatures]
+    cluster: str | None = None
+
+    @property
+    def cluster_key(self) -> tuple[str, ...]:
+        """Key that videos of one cluster share."""
+        return ("video", self.name) if self.cluster is None else ("cluster", self.cluster)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,11 @@ class Measurements:
     def features(self, number: int) -> np.ndarray:
         """Return the features [n d] by the extractor of this number."""
         return np.stack([video.features[number].features for video in self.videos])
+
+    @property
+    def clusters(self) -> Clusters:
+        """Cluster of each video."""
+        return [video.cluster_key for video in self.videos]
 
     def describe_sample(self) -> dict[str, Any]:
         """Return what scores depend on besides extractor and metric: count, lengths, rates, prompts."""
@@ -126,7 +143,7 @@ def _measure_video(
     values = {name: value for metric in metrics for name, value in metric.measure(video)}
     features = [extractor.extract(video.frames) for extractor in extractors]
     prompt = " / ".join(prompt for _, prompt in video.prompted_parts) or None
-    return MeasuredVideo(video.name, prompt, len(video.frames), video.fps, values, features)
+    return MeasuredVideo(video.name, prompt, len(video.frames), video.fps, values, features, video.cluster)
 
 
 def compute_scores(
@@ -150,31 +167,29 @@ def compute_scores(
 def _metric_scores(ours: Measurements, metrics: Sequence[VideoMetric]) -> Iterator[Score]:
     for metric in metrics:
         for name, aspect in metric.aspects.items():
-            values = [video.values[name] for video in ours.videos if name in video.values]
-            settings = {"score": name, **metric.protocol, "sample": ours.describe_sample()}
-            if values:
-                yield Score(name, aspect, distances.mean(values), len(values), settings | {"counted": len(values)})
+            videos = [video for video in ours.videos if name in video.values]
+            settings = {"score": name, **metric.protocol, "sample": ours.describe_sample(), "counted": len(videos)}
+            if videos:
+                clusters = [video.cluster_key for video in videos]
+                yield Score(name, aspect, mean([video.values[name] for video in videos], clusters), settings)
 
 
 def _inception_scores(ours: Measurements, number: int, extractor: Extractor) -> Iterator[Score]:
     """Yield the Inception Score if the extractor is a classifier."""
-    every = [video.features[number].probabilities for video in ours.videos]
-    probabilities = [each for each in every if each is not None]
-    if not probabilities:
+    every = [(video.features[number].probabilities, video.cluster_key) for video in ours.videos]
+    known = [(probabilities, cluster) for probabilities, cluster in every if probabilities is not None]
+    if not known:
         return
-    if len(probabilities) < 2 * SPLITS:
-        needed = f"its {SPLITS} splits need {2 * SPLITS} videos"
-        text = f"the Inception Score is left out: {needed}, got {len(probabilities)}"
+    clusters = [cluster for _, cluster in known]
+    if len({*clusters}) < 2 * SPLITS:
+        apart = "" if len({*clusters}) == len(clusters) else " of different clusters"
+        needed = f"its {SPLITS} splits need {2 * SPLITS} videos{apart}"
+        text = f"the Inception Score is left out: {needed}, got {len({*clusters})}"
         warnings.warn(text, InputWarning, stacklevel=4)
         return
     settings = {"score": "IS", "splits": SPLITS, "extractor": extractor.protocol(), "sample": ours.describe_sample()}
-    yield Score(
-        f"IS ({extractor.name})",
-        QUALITY,
-        distances.inception_score(np.stack(probabilities)),
-        len(probabilities),
-        settings,
-    )
+    score = distances.inception_score(np.stack([probabilities for probabilities, _ in known]), SPLITS, clusters)
+    yield Score(f"IS ({extractor.name})", QUALITY, score, settings)
 
 
 def _distance_scores(ours: Measurements, against: Measurements, number: int, extractor: Extractor) -> Iterator[Score]:
@@ -193,7 +208,7 @@ def _distance_scores(ours: Measurements, against: Measurements, number: int, ext
     settings["against"] = {**against.describe_sample(), "files": against.digest}
     for name, statistic in statistics.items():
         score = f"{name} ({extractor.name})"
-        yield Score(score, QUALITY, jackknife(statistic, mine), len(mine), {"score": name, **settings})
+        yield Score(score, QUALITY, jackknife(statistic, mine, ours.clusters), {"score": name, **settings})
 
 
 def _warn_of_bias(ours: int, theirs: int, width: int, name: str) -> None:
@@ -203,7 +218,13 @@ def _warn_of_bias(ours: int, theirs: int, width: int, name: str) -> None:
             f"FVD ({name}) is of {ours} against {theirs} videos with {width} features: the covariance of so few is "
             "singular, which makes FVD too large. Compare it only with that of as many videos, or use KVD"
         )
-        warnings.warn(text, InputWarning, stacklevel=5)
+    elif min(ours, theirs) < FEW_VIDEOS:
+        text = (
+            f"FVD ({name}) is of {ours} against {theirs} videos: below {FEW_VIDEOS} it is too large, the more so the "
+            "fewer they are. Compare it only with that of as many videos, or use KVD"
+        )
     elif ours != theirs:
         text = f"FVD ({name}) is of {ours} videos against {theirs}: its bias depends on both numbers"
-        warnings.warn(text, InputWarning, stacklevel=5)
+    else:
+        return
+    warnings.warn(text, InputWarning, stacklevel=5)
