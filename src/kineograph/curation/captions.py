@@ -39,6 +39,7 @@ from kineograph.media.shards import FileRange, open_range
 
 Images = Sequence[UInt8[np.ndarray, "h w 3"]]
 AskModel = Callable[[Images, str], str]
+RecordSocket = Callable[[socket.socket], None]
 """(images, a question about them) -> answer. There may be no images. Raises NoAnswer."""
 
 # Fields of how a model is run, which do not affect what it answers
@@ -226,23 +227,25 @@ def _ask_endpoint(settings: Endpoint, key: str | None, images: Images, question:
     raise NoAnswer(f"{settings.url} gave no answer in {settings.tries} tries: {reason}")
 
 
-class _SocketRecorder(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Handler of HTTP and HTTPS that passes each connected socket to a function."""
+def _recording_handler(
+    handler: urllib.request.AbstractHTTPHandler, connection: type[http.client.HTTPConnection], record: RecordSocket
+) -> urllib.request.AbstractHTTPHandler:
+    """Return urllib's handler of HTTP or HTTPS, which now passes each connected socket to a function."""
 
-    def __init__(self, record: Callable[[socket.socket], None]) -> None:
-        super().__init__()
-        self.record = record
+    def connect_to(host: str, timeout: float) -> http.client.HTTPConnection:
+        made = connection(host, timeout=timeout)
+        connect = made.connect
 
-    def do_open(self, http_class: Any, req: urllib.request.Request, **arguments: Any) -> http.client.HTTPResponse:
-        """Send a request, and return the response when its headers are read."""
-        record = self.record
+        def connect_and_record() -> None:
+            connect()
+            record(made.sock)
 
-        class Connection(http_class):
-            def connect(self) -> None:
-                super().connect()
-                record(self.sock)
+        made.connect = connect_and_record  # type: ignore[method-assign]
+        return made
 
-        return super().do_open(Connection, req, **arguments)
+    scheme = "https" if issubclass(connection, http.client.HTTPSConnection) else "http"
+    setattr(handler, f"{scheme}_open", lambda request: handler.do_open(connect_to, request))
+    return handler
 
 
 def _send(request: urllib.request.Request, seconds: float) -> bytes:
@@ -270,7 +273,9 @@ def _send(request: urllib.request.Request, seconds: float) -> bytes:
 
     opener = urllib.request.OpenerDirector()
     own = urllib.request.ProxyHandler(), urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()
-    for handler in (*own, _SocketRecorder(record)):
+    plain = _recording_handler(urllib.request.HTTPHandler(), http.client.HTTPConnection, record)
+    secure = _recording_handler(urllib.request.HTTPSHandler(), http.client.HTTPSConnection, record)
+    for handler in (*own, plain, secure):
         opener.add_handler(handler)
     timer = threading.Timer(seconds, expire)
     timer.daemon = True
