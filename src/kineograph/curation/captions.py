@@ -244,7 +244,7 @@ def _recording_handler(
         return made
 
     scheme = "https" if issubclass(connection, http.client.HTTPSConnection) else "http"
-    setattr(handler, f"{scheme}_open", lambda request: handler.do_open(connect_to, request))
+    setattr(handler, f"{scheme}_open", lambda request: handler.do_open(connect_to, request))  # type: ignore[arg-type]
     return handler
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, T2IAdapter
 from models.conftest import sd
 from safetensors.torch import save_file
 
@@ -29,7 +29,7 @@ def test_controlnet_from_a_folder_or_network_with_or_without_a_kind(folder) -> N
 
 def test_controlnet_from_a_single_file(tmp_path) -> None:
     base = sd()
-    net = ControlNetModel.from_unet(base.unet)
+    net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8))
     save_file(net.state_dict(), tmp_path / "canny.safetensors")
     opened = kg.load(base, controlnet=tmp_path / "canny.safetensors").control("canny").controlnet
     assert all(torch.equal(weight, opened.state_dict()[name]) for name, weight in net.state_dict().items())
@@ -58,7 +58,7 @@ def test_folders_that_are_no_controlnet_are_refused(tmp_path, folder) -> None:
         kg.load(sd(), controlnet=tmp_path / "unet")
     weights = folder / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match="or damaged"):
+    with pytest.raises(InputError, match="damaged or truncated"):
         kg.load(sd(), controlnet=folder)
     with pytest.raises(InputError, match="there is no"):
         kg.load(sd(), controlnet=tmp_path / "nowhere" / "canny")
@@ -71,3 +71,12 @@ def test_pocket_model_has_three_controlnets() -> None:
     assert isinstance(net, ControlNetModel) and net is model.control("canny").controlnet
     assert not any("lora" in name for name in net.state_dict())
     assert all(torch.isfinite(weight).all() for weight in net.state_dict().values())
+
+
+def test_controlnet_for_latents_of_another_size_is_refused() -> None:
+    base = sd()
+    with pytest.raises(InputError, match="reduces height and width to 1/8, and the model's VAE to 1/2"):
+        kg.load(base, controlnet=ControlNetModel.from_unet(base.unet))
+    adapter = T2IAdapter(in_channels=3, channels=list(base.unet.config.block_out_channels), downscale_factor=8)
+    with pytest.raises(InputError, match="reduces height and width to 1/8, and the model's VAE to 1/2"):
+        kg.load(base, controlnet=adapter)
