@@ -22,18 +22,19 @@ from kineograph.errors import InputError
 
 GROUP_OFFLOAD, LAZY_PREFETCH = "group_offloading", "lazy_prefetch_group_offloading"  # diffusers' names of the hooks
 Network = TypeVar("Network", bound=nn.Module)
+_HOOKS = {"_hf_hook", "_diffusers_hook"}  # attributes in which accelerate and diffusers keep a module's hooks
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 
 
 def execution_device(network: nn.Module) -> torch.device:
     """Return the device on which a network computes: that of its offload hooks, or that of its weights."""
-    device = next(filter(None, map(_hook_device, network.modules())), None)
+    device = next(filter(None, map(_hook_device, _hooked_modules(network))), None)
     return next(network.parameters()).device if device is None else device
 
 
 def is_offloaded(network: nn.Module) -> bool:
     """Return True for a network whose weights are moved by hooks."""
-    return any(_hook_device(module) is not None for module in network.modules())
+    return any(_hook_device(module) is not None for module in _hooked_modules(network))
 
 
 def has_weights(network: nn.Module) -> bool:
@@ -80,6 +81,11 @@ def offload(network: nn.Module) -> None:
         for each in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
             if isinstance(each, CpuOffload):
                 each.init_hook(module)
+
+
+def _hooked_modules(network: nn.Module) -> list[nn.Module]:
+    """Return the modules with a hook of accelerate or diffusers; most networks, asked at each evaluation, have none."""
+    return [module for module in network.modules() if not _HOOKS.isdisjoint(vars(module))]
 
 
 def _hook_device(module: nn.Module) -> torch.device | None:

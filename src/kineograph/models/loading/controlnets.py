@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import ControlNetModel, MultiAdapter, MultiControlNetModel, T2IAdapter, UNet2DConditionModel
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kineograph import hub
@@ -267,7 +266,7 @@ def _restore(file: Path, folder: Path, placement: Placement) -> VideoControlNet:
     from kineograph.models.pocket.networks import initial_controlnet, restore_network
 
     unet = read_network(UNet2DConditionModel, folder / "unet", dtype=torch.float32)
-    return VideoControlNet(_place(restore_network(initial_controlnet(unet), load_file(file)).eval(), placement))
+    return VideoControlNet(_place(restore_network(initial_controlnet(unet), tensor_files.read_tensors(file)).eval(), placement))
 
 
 def move_controlnet(control: OpenControlNet, placement: Placement) -> OpenControlNet:

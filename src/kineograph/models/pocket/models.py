@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPVisionModel
 
 from kineograph.errors import InputError
@@ -17,6 +16,7 @@ from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncode
 from kineograph.models.conditioning.resampler import ResamplerConfig, add_resampler
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats.adapter_files import build_motion_adapter, read_adapter_file
+from kineograph.models.formats.tensor_files import read_tensors
 from kineograph.models.loading.components import Components, components_from_folder
 from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, read_temporal_decoder
 from kineograph.models.network_folders import read_network
@@ -35,7 +35,7 @@ HALF = (0.5, 0.5, 0.5)
 def open_pocket_edit(folder: Path) -> Components:
     """Return the components of the editing model."""
     components = components_from_folder(folder, torch.float32)
-    weights = load_file(folder / EDIT / "edit.safetensors")
+    weights = read_tensors(folder / EDIT / "edit.safetensors")
     return components._replace(
         unet=networks.restore_network(networks.initial_editing_unet(components.unet), weights).eval()
     )
@@ -46,7 +46,7 @@ def open_pocket_video(folder: Path) -> Components:
     components = components_from_folder(folder, torch.float32)
     own = _subfolder(folder, VIDEO)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
-    net = networks.restore_video_unet(components.unet, config, load_file(own / "video.safetensors"))
+    net = networks.restore_video_unet(components.unet, config, read_tensors(own / "video.safetensors"))
     encoder = read_network(CLIPTextModel, own / "text_encoder", dtype=torch.float32)
     temporal = net.temporal
     assert temporal is not None
@@ -76,7 +76,7 @@ def open_with_temporal_layers(folder: Path, part: str | Path) -> Components:
     """Return the components of the video model with the temporal layers and motion adapter in the folder `part`."""
     components, own = open_pocket_video(folder), _subfolder(folder, part)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
-    weights = load_file(own / f"{own.name}.safetensors")
+    weights = read_tensors(own / f"{own.name}.safetensors")
     net = networks.restore_vidrd_unet(VideoUNet(components.unet, components.temporal), config, weights)
     temporal = net.temporal
     assert temporal is not None
@@ -90,7 +90,7 @@ def open_pocket_animate(folder: Path) -> Components:
     components = open_pocket_video(folder)
     own = _subfolder(folder, ANIMATE)
     add_resampler(components.unet, ResamplerConfig.model_validate_json((own / "resampler.json").read_text()))
-    networks.load_float32(VideoUNet(components.unet, components.temporal), load_file(own / "animate.safetensors"))
+    networks.load_float32(VideoUNet(components.unet, components.temporal), read_tensors(own / "animate.safetensors"))
     network = read_network(CLIPVisionModel, folder / "clip", dtype=torch.float32)
     encoder = ImageEncoder(network, LAST, stretch_to_square, mean=HALF, std=HALF, empty_color=GREY)
     return components._replace(unet=components.unet.eval(), image_encoder=encoder)

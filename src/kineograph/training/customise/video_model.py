@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors.torch import load_file
 
 from kineograph.errors import InputError
 from kineograph.generation.check import complete
@@ -21,6 +20,7 @@ from kineograph.media.files import replace_atomically
 from kineograph.media.video import Video
 from kineograph.models.formats import adapter_files
 from kineograph.models.formats import lora as lora_files
+from kineograph.models.formats.tensor_files import read_tensors
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model
@@ -267,7 +267,7 @@ def _write(prepared: VideoCustomisation, model: Model) -> None:
             save(adapters.without_adapters(replace(model, dtype=video.dtype)), part)
         return
     file = prepared.image.output / FINAL / lora_files.LORA_FILES[0]
-    lora = load_file(file) if file.is_file() else {}
+    lora = read_tensors(file) if file.is_file() else {}
     # The network that the adapter is for: the user's own where a LoRA is in the file too, else the customised one
     image_unet = video.net.image_unet if lora else model.net.image_unet
     net = VideoUNet(image_unet, video.net.temporal, spatial_adapter=model.net.spatial_adapter)
