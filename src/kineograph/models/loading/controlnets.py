@@ -266,7 +266,8 @@ def _restore(file: Path, folder: Path, placement: Placement) -> VideoControlNet:
     from kineograph.models.pocket.networks import initial_controlnet, restore_network
 
     unet = read_network(UNet2DConditionModel, folder / "unet", dtype=torch.float32)
-    return VideoControlNet(_place(restore_network(initial_controlnet(unet), tensor_files.read_tensors(file)).eval(), placement))
+    net = restore_network(initial_controlnet(unet), tensor_files.read_tensors(file))
+    return VideoControlNet(_place(net.eval(), placement))
 
 
 def move_controlnet(control: OpenControlNet, placement: Placement) -> OpenControlNet:
