@@ -28,13 +28,13 @@ BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 
 def execution_device(network: nn.Module) -> torch.device:
     """Return the device on which a network computes: that of its offload hooks, or that of its weights."""
-    device = next(filter(None, map(_hook_device, _hooked_modules(network))), None)
+    device = next(filter(None, map(_hook_device, hooked_modules(network))), None)
     return next(network.parameters()).device if device is None else device
 
 
 def is_offloaded(network: nn.Module) -> bool:
     """Return True for a network whose weights are moved by hooks."""
-    return any(_hook_device(module) is not None for module in _hooked_modules(network))
+    return any(_hook_device(module) is not None for module in hooked_modules(network))
 
 
 def has_weights(network: nn.Module) -> bool:
@@ -83,7 +83,7 @@ def offload(network: nn.Module) -> None:
                 each.init_hook(module)
 
 
-def _hooked_modules(network: nn.Module) -> list[nn.Module]:
+def hooked_modules(network: nn.Module) -> list[nn.Module]:
     """Return the modules with a hook of accelerate or diffusers; most networks, asked at each evaluation, have none."""
     return [module for module in network.modules() if not _HOOKS.isdisjoint(vars(module))]
 

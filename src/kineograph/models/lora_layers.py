@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from kineograph.errors import InputError
 from kineograph.models.formats.layer_names import WeightedLayer
 from kineograph.models.formats.lora_kinds import LowRankUpdate
+from kineograph.models.hooks import hooked_modules
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 
 CUSTOMISED = "customised-"  # in front of the names of LoRAs that belong to a customised adapter; no file's name has -
@@ -61,9 +62,7 @@ def check_changeable(network: nn.Module, layer: WeightedLayer, path: str) -> Non
         raise InputError(
             f"{path} is quantised, and this kind of LoRA changes weights: load the model without quantisation"
         )
-    if layer.weight.is_meta or any(
-        hasattr(each, "_hf_hook") or hasattr(each, "_diffusers_hook") for each in network.modules()
-    ):
+    if layer.weight.is_meta or hooked_modules(network):
         raise InputError(
             f"{path} is offloaded, and this kind of LoRA changes weights: load the LoRA first, and switch on "
             "offloading afterwards"
