@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kineograph.cli import terminal
 from kineograph.cli.options import Json
+
+if TYPE_CHECKING:
+    from kineograph_lab.studies.report import Report
 
 
 def reproduce(
@@ -28,6 +30,9 @@ def reproduce(
     num_inference_steps: Annotated[
         int | None, typer.Option(min=1, show_default="each study's own", help="Sampling steps of each video.")
     ] = None,
+    from_records: Annotated[
+        bool, typer.Option("--from-records", help="Sample nothing: compute the report again from its records.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("docs/results"),
     json: Json = False,
 ) -> None:
@@ -35,6 +40,11 @@ def reproduce(
 
     Writes PAPER.md, PAPER.json and images to the folder. The same command resumes a run that was stopped.
     """
+    if from_records:
+        from kineograph_lab.studies.reproduce import report_from_records
+
+        _print_report(report_from_records(paper, out), out, json)
+        return
     terminal.print_message("loading the pocket model and its judge")
     from kineograph.models.loading.load import load
     from kineograph_lab.studies import reproduce as study
@@ -48,14 +58,21 @@ def reproduce(
         report = study.reproduce(
             paper, model, judges, cases=count, steps=num_inference_steps, out=out, on_video=on_video
         )
+    _print_report(report, out, json)
+
+
+def _print_report(report: Report, out: Path, json: bool) -> None:
+    from kineograph_lab.studies.report import claim_as_json
+
     for claim in report.claims:
         mark = "holds" if claim.holds else "FAILS"
         terminal.print_message(
-            f"{mark}  {claim.name}: {claim.value:.3f} ± {claim.error:.3f} (n = {claim.count}, {claim.bar})"
+            f"{mark}  {claim.name}: {claim.value:.3f} ± {claim.error:.3f} (n = {claim.count}, {claim.bar}; "
+            f"{claim.clusters} clusters, p = {claim.p:.2g}, corrected {claim.p_corrected:.2g})"
         )
-    path = out / f"{paper}.md"
+    path = out / f"{report.paper}.md"
     if json:
-        terminal.print_json({"path": str(path), "claims": [asdict(claim) for claim in report.claims]})
+        terminal.print_json({"path": str(path), "claims": [claim_as_json(claim) for claim in report.claims]})
     else:
         terminal.print_path(path)
 

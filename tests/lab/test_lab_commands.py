@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from command import Run
 
-from kineograph_lab.studies.report import Claim, Report, StudyReport
+from kineograph_lab.studies.claims import Claim
+from kineograph_lab.studies.report import Report, StudyReport
 
 
 def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = [Claim("identity", 0.97, 0.01, 10, ">= 0.95", True), Claim("motion", 0.5, 0.1, 10, "<= 0.15", False)]
+    claims = [
+        Claim("identity", 0.97, 0.01, 0.952, 0.988, 10, 10, ">= 0.95", 0.04, 0.04),
+        Claim("motion", 0.5, 0.1, 0.32, 0.68, 10, 10, "<= 0.15", 0.99, 1.0),
+    ]
     asked: dict = {}
 
     def measured(
@@ -21,7 +25,7 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
     ) -> Report:
         asked.update(paper=paper, cases=cases, out=out)
         on_video(4, 4)
-        return Report(paper, {}, [StudyReport("all", claims, {}, {})])
+        return Report(paper, {}, [StudyReport("all", claims, {}, {}, {})])
 
     monkeypatch.setattr("kineograph.models.loading.load.load", lambda model: None)
     monkeypatch.setattr("kineograph_lab.studies.judges.load_pocket_judges", lambda: None)
@@ -29,7 +33,7 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
     result = run("reproduce", "text2video-zero", "--quick", "--out", "results")
     assert (result.status, result.out) == (0, "results/text2video-zero.md\n")
     assert asked == {"paper": "text2video-zero", "cases": 10, "out": Path("results")}
-    assert "holds  identity: 0.970 ± 0.010 (n = 10, >= 0.95)" in result.err
+    assert "holds  identity: 0.970 ± 0.010 (n = 10, >= 0.95; 10 clusters" in result.err
     assert "FAILS  motion" in result.err
     assert json.loads(run("reproduce", "text2video-zero", "--json").out)["claims"][0]["holds"] is True
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,16 +18,22 @@ from kineograph_lab.world.world import ShotSpec, sample_shots
 SHOT_SEED = 20231  # of the shots that prompts are taken from
 FIRST_SEED = 70_000  # of the noise of case 0; case n has n more
 
+EARLIER = "earlier_protocols"  # of a record that was given another id by hand: [id, first commit] of each
+
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt, and the shot of the pocket world that it describes."""
+    """A prompt, and the shot of the pocket world that it describes.
+
+    cluster: number of what was trained or sampled independently; by default the case itself.
+    """
 
     number: int
     prompt: str
     shot: ShotSpec
+    cluster: int | None = None
 
     @property
     def subject(self) -> str:
@@ -81,7 +89,35 @@ def moving_cases(count: int) -> list[Case]:
 def load_records(path: Path, protocol: str) -> list[Record]:
     """Return the records that earlier runs of this protocol wrote to a file, in order."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [record for record in map(_parse_record, lines) if record.get("protocol") == protocol]
+    return [record for record in map(parse_record, lines) if record.get("protocol") == protocol]
+
+
+def last_protocol(path: Path) -> str:
+    """Return the protocol of the last record in a file; "" if there is none."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((record["protocol"] for record in map(parse_record, reversed(lines)) if "protocol" in record), "")
+
+
+def describe_records(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the count of records, their protocol ids and commits, and what is in doubt about them."""
+    doubtful = [record for record in records if EARLIER in record]
+    ids = ", ".join(sorted({earlier for record in doubtful for earlier, _ in record[EARLIER]}))
+    text = (
+        f"{len(doubtful)} of {len(records)} records were measured under other protocol ids and given this one by hand, "
+        f"without being measured again ({ids}). Whether settings and code gave the same numbers was not checked then."
+    )
+    return {
+        "count": len(records),
+        "protocols": dict(Counter(record["protocol"] for record in records)),
+        "commits": dict(Counter(record["commit"] for record in records)),
+        "doubt": text if doubtful else None,
+    }
+
+
+def recorded_cluster(record: Record) -> int:
+    """Return the number of a record's cluster, by default that of its case."""
+    cluster = record.get("cluster")
+    return record["case"] if cluster is None else cluster
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -90,8 +126,9 @@ def append_record(path: Path, record: Record) -> None:
         file.write("\n" + json.dumps(record))  # a line that was cut short stays a line of its own
 
 
-def _parse_record(line: str) -> Record:
+def parse_record(line: str) -> Record:
+    """Return the record of a line; empty for a line that is empty or was cut short."""
     try:
         return json.loads(line)
-    except json.JSONDecodeError:  # empty, or cut short
+    except json.JSONDecodeError:
         return {}

@@ -1,43 +1,39 @@
-"""Claims with their numbers, and the JSON and Markdown reports of a paper."""
+"""The JSON and Markdown reports of a paper."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kineograph.media.files import replace_atomically
-from kineograph.metrics.distances import Mean, mean
+from kineograph.metrics.report import estimate_as_json
+from kineograph.metrics.statistics import Estimate
+from kineograph_lab.studies.claims import Claim, correct_claims
 
-STANDARD_ERRORS = 2  # that a difference must exceed 0 by, unless a claim asks for more
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A statement that can fail: the value measured over `count` cases, its standard error, and the bar to reach."""
-
-    name: str
-    value: float
-    error: float
-    count: int
-    bar: str
-    holds: bool
+INTRODUCTION = (
+    "A value ± its standard error is over independent clusters (the column, beside the count of values). Bounds are "
+    "one-sided 95 % ones; a claim holds by itself if they lie within the bar, and holds if it still does after Holm's "
+    "correction for all claims of this report. [How it is measured](method.md)"
+)
 
 
 @dataclass(frozen=True)
 class StudyReport:
-    """A study's section of the report: claims, the table behind them (row -> arm -> mean), and some videos."""
+    """A study's section of the report: claims, the table behind them (row -> arm -> estimate), and some videos.
+
+    images   prompt -> arm -> image file, relative to the report
+    records  count, protocols and commits of the records, and what is in doubt about them
+    """
 
     title: str
     claims: Sequence[Claim]
-    table: Mapping[str, Mapping[str, Mean]]
+    table: Mapping[str, Mapping[str, Estimate]]
     images: Mapping[str, Mapping[str, str]]
-    """prompt -> arm -> image file, relative to the report"""
+    records: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,49 +50,11 @@ class Report:
         return [claim for study in self.studies for claim in study.claims]
 
 
-def claim_at_least(name: str, values: Sequence[float], bar: float) -> Claim:
-    """Claim that the mean reaches the bar."""
-    value, error = mean(values)
-    return Claim(name, value, error, len(values), f">= {bar:g}", value >= bar)
-
-
-def claim_not_below(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = STANDARD_ERRORS) -> Claim:
-    """Claim that the mean difference over the same cases is not below 0 by `errors` standard errors."""
-    value, error = mean(np.subtract(ours, theirs).tolist())
-    return Claim(name, value, error, len(ours), f"not < 0 by {errors} standard errors", value >= -errors * error)
-
-
-def claim_at_least_share(name: str, ours: Sequence[float], theirs: Sequence[float], bar: float) -> Claim:
-    """Claim that the mean is at least this share of the other mean over the same cases (error: delta method)."""
-    whole = float(np.mean(theirs))
-    share = float(np.mean(ours)) / whole if whole else math.nan
-    error = mean([a - share * b for a, b in zip(ours, theirs, strict=True)]).error / whole if whole else math.nan
-    return Claim(name, share, error, len(ours), f">= {bar:g}", share >= bar)
-
-
-def claim_within(name: str, values: Sequence[float], low: float, high: float) -> Claim:
-    """Claim that the mean lies between two bounds."""
-    value, error = mean(values)
-    return Claim(name, value, error, len(values), f"{low:g} to {high:g}", low <= value <= high)
-
-
-def claim_better(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = STANDARD_ERRORS) -> Claim:
-    """Claim that the mean difference over the same cases is above 0 by `errors` standard errors."""
-    value, error = mean(np.subtract(ours, theirs).tolist())
-    return Claim(name, value, error, len(ours), f"> 0 by {errors} standard errors", value > errors * error)
-
-
-def claim_ratio_within(name: str, ours: Sequence[float], theirs: Sequence[float], low: float, high: float) -> Claim:
-    """Claim that the ratio of the means over the same cases lies between two bounds (error: delta method)."""
-    value = float(np.mean(ours) / np.mean(theirs))
-    error = mean([a - value * b for a, b in zip(ours, theirs, strict=True)]).error / float(np.mean(theirs))
-    return Claim(name, value, error, len(theirs), f"{low:g} to {high:g}", low <= value <= high)
-
-
-def claim_unchanged(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Claim:
-    """Claim that the mean difference over the same cases is within a standard error of 0."""
-    value, error = mean(np.subtract(ours, theirs).tolist())
-    return Claim(name, value, error, len(ours), "0 within a standard error", abs(value) <= error)
+def correct_report(report: Report) -> Report:
+    """Return the report with the p-values of all its claims corrected for one another."""
+    corrected = iter(correct_claims(report.claims))
+    studies = [replace(study, claims=[next(corrected) for _ in study.claims]) for study in report.studies]
+    return replace(report, studies=studies)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -109,55 +67,70 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 
 def _to_json(report: Report) -> str:
-    whole = {**report.about, "paper": report.paper, "parts": [_study_to_json(study) for study in report.studies]}
+    whole = {
+        **report.about,
+        "paper": report.paper,
+        "claims": [claim_as_json(claim) for claim in report.claims],
+        "parts": [_study_to_json(study) for study in report.studies],
+    }
     return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def claim_as_json(claim: Claim) -> dict[str, Any]:
+    """Return a claim as JSON values; NaN, the error of one cluster, is None: JSON has no NaN."""
+    values = {**asdict(claim), "holds": claim.holds, "holds_uncorrected": claim.holds_uncorrected}
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+
+
 def _study_to_json(study: StudyReport) -> dict[str, Any]:
-    claims = [
-        {**asdict(each), "value": _nan_to_none(each.value), "error": _nan_to_none(each.error)} for each in study.claims
-    ]
     table = {
-        row: {
-            column: {"value": _nan_to_none(each.value), "error": _nan_to_none(each.error)}
-            for column, each in cells.items()
-        }
-        for row, cells in study.table.items()
+        row: {column: estimate_as_json(each) for column, each in cells.items()} for row, cells in study.table.items()
     }
-    return {"title": study.title, "claims": claims, "table": table}
-
-
-def _nan_to_none(value: float) -> float | None:
-    """Replace NaN, the mean of no values and the error of one, by None: JSON has no NaN."""
-    return None if math.isnan(value) else value
+    return {"title": study.title, "records": dict(study.records), "table": table}
 
 
 def _to_markdown(report: Report) -> str:
     about = report.about
+    held = [claim.holds for claim in report.claims]
     sections = [
         f"# {report.paper} on the pocket world\n",
-        f"`{about['command']}` at commit {about['commit']}, on {about['machine']['processor']} "
-        f"({about['model']['device']}, {about['model']['dtype']}). Numbers are means ± standard errors over prompts; "
-        f"[{report.paper}.json]({report.paper}.json) has the hashes of the weights and the versions.\n",
+        f"`{about['command']}` measured the videos on {about['machine']['processor']} ({about['model']['device']}, "
+        f"{about['model']['dtype']}); `kineograph reproduce {report.paper} --from-records` computes this report from their "
+        f"records. [{report.paper}.json]({report.paper}.json) has the hashes of the weights, versions and commits.\n",
+        f"{sum(held)} of {len(held)} claims hold ({sum(each.holds_uncorrected for each in report.claims)} by themselves). "
+        f"{INTRODUCTION}.\n",
         *(_study_to_markdown(study) for study in report.studies),
     ]
     return "\n".join(sections)
 
 
 def _study_to_markdown(study: StudyReport) -> str:
-    claims = [
-        [each.name, str(Mean(each.value, each.error)), each.count, each.bar, "yes" if each.holds else "**no**"]
-        for each in study.claims
-    ]
-    cells = [[row, *map(str, cells.values())] for row, cells in study.table.items()]
+    head = ["claim", "measured", "bounds", "bar", "count", "clusters", "p", "corrected", "holds by itself", "holds"]
+    cells = [[row, *map(_cell, estimates.values())] for row, estimates in study.table.items()]
+    doubt = study.records.get("doubt")
     return "\n".join(
         [
             f"## {study.title}\n",
-            _table(["claim", "measured", "count", "bar", "holds"], claims),
+            *([f"**In doubt**: {doubt}\n"] if doubt else []),
+            _table(head, [_claim_row(each) for each in study.claims]),
             _table(["", *next(iter(study.table.values()))], cells),
             *(_images_to_markdown(caption, files) for caption, files in study.images.items()),
         ]
     )
+
+
+def _claim_row(claim: Claim) -> list[object]:
+    answers = ["yes" if each else "**no**" for each in (claim.holds_uncorrected, claim.holds)]
+    numbers = [_with_error(claim.value, claim.error), f"{claim.low:.3f} to {claim.high:.3f}", claim.bar]
+    return [claim.name, *numbers, claim.count, claim.clusters, f"{claim.p:.2g}", f"{claim.p_corrected:.2g}", *answers]
+
+
+def _cell(estimate: Estimate) -> str:
+    return _with_error(estimate.value, estimate.error)
+
+
+def _with_error(value: float, error: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:

@@ -1,18 +1,33 @@
-"""FVD and IS of all videos of an arm, from the features that the records hold."""
+"""FVD, KVD and IS of all videos of an arm, from the features that the records hold."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from kineograph.metrics.distances import SPLITS, Features, Mean, frechet_distance, inception_score, jackknife, moments
+from kineograph.metrics.distances import (
+    SPLITS,
+    Features,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    moments,
+)
 from kineograph.metrics.features import Extractor, Frames
-from kineograph_lab.studies.protocol import Record
-from kineograph_lab.studies.report import STANDARD_ERRORS, Claim
+from kineograph.metrics.scores import FEW_VIDEOS
+from kineograph.metrics.statistics import NO_ESTIMATE, Estimate, jackknife
+from kineograph_lab.studies.claims import Claim, claim_between
+from kineograph_lab.studies.protocol import Record, recorded_cluster
 
 DIGITS = 5  # of a recorded feature
-UNKNOWN = Mean(float("nan"), float("nan"))
+
+Distance = Callable[[Features, Features], float]
+DISTANCES: Mapping[str, Distance] = {
+    "FVD": lambda ours, theirs: frechet_distance(moments(ours), moments(theirs)),
+    "KVD": kernel_distance,
+}
 
 
 def extract_set_features(extractor: Extractor, frames: Frames) -> dict[str, list[float]]:
@@ -29,43 +44,84 @@ def _round_values(values: np.ndarray) -> list[float]:
 
 
 def _stack(records: Sequence[Record], arm: str, name: str) -> Features:
-    ordered = sorted((record for record in records if record["arm"] == arm), key=lambda record: record["case"])
-    return np.array([record[name] for record in ordered])
+    rows = [record[name] for record in _of_arm(records, arm)]
+    return np.array(rows) if rows else np.empty((0, 0))
 
 
-def tabulate_set_distances(records: Sequence[Record], arms: Sequence[str], real: str) -> dict[str, dict[str, Mean]]:
-    """Return FVD of every arm against the arm of real videos, and IS: row -> arm -> value."""
-    return {
-        f"FVD against {real}": {arm: fvd_between_arms(records, arm, real) for arm in arms},
-        "IS (the judge's subjects)": {arm: _inception_score(_stack(records, arm, "classes")) for arm in arms},
-    }
+def _of_arm(records: Sequence[Record], arm: str) -> list[Record]:
+    return sorted((record for record in records if record["arm"] == arm), key=lambda record: record["case"])
 
 
-def fvd_between_arms(records: Sequence[Record], arm: str, real: str) -> Mean:
-    """Return FVD of an arm's videos against another arm's; NaN for fewer than two."""
-    reference, ours = _stack(records, real, "features"), _stack(records, arm, "features")
-    if len(ours) < 2:
-        return UNKNOWN
-    reference_moments = moments(reference)
-    return jackknife(lambda features: frechet_distance(moments(features), reference_moments), ours)
+def _clusters(records: Sequence[Record], arm: str) -> list[int]:
+    return [recorded_cluster(record) for record in _of_arm(records, arm)]
 
 
-def claim_lower_fvd(name: str, records: Sequence[Record], ours: str, theirs: str, real: str) -> Claim:
-    """Claim that FVD of one arm is below that of another on the same cases, by two standard errors."""
+def tabulate_set_distances(records: Sequence[Record], real: str) -> dict[str, dict[str, Estimate]]:
+    """Return FVD and KVD of every arm against the arm of real videos: row -> arm -> estimate.
+
+    The real videos of the same prompts are no independent reference, and say nothing about themselves. So each distance
+    is computed a second time, of the even cases against the real videos of the odd ones: there the real videos' own
+    distance is what equal distributions have.
+    """
+    arms = list(dict.fromkeys(each["arm"] for each in records))
+    even, odd = ([each for each in records if each["case"] % 2 == half] for half in (0, 1))
+    table = {}
+    for name in DISTANCES:
+        same = {arm: distance_between_arms(name, records, arm, real) for arm in arms if arm != real}
+        table[_row(name, records, real, "the same prompts")] = {arm: same.get(arm, NO_ESTIMATE) for arm in arms}
+        table[_row(name, even, real, "other prompts")] = {
+            arm: _distance(name, even, arm, _stack(odd, real, "features")) for arm in arms
+        }
+    return table
+
+
+def _row(name: str, records: Sequence[Record], real: str, whose: str) -> str:
+    features = _stack(records, real, "features")
+    count, width = features.shape
+    few = f"; below {width} features and {FEW_VIDEOS:,} videos, too large" if count <= width else ""
+    few = few or (f"; below {FEW_VIDEOS:,} videos, too large" if count < FEW_VIDEOS else "")
+    return f"{name} against {real} of {whose} ({count} videos{few if name == 'FVD' else ''})"
+
+
+def tabulate_inception_scores(records: Sequence[Record]) -> dict[str, dict[str, Estimate]]:
+    """Return IS of every arm: row -> arm -> estimate."""
+    arms = dict.fromkeys(each["arm"] for each in records)
+    return {"IS (the judge's subjects)": {arm: _inception_score(records, arm) for arm in arms}}
+
+
+def distance_between_arms(name: str, records: Sequence[Record], arm: str, real: str) -> Estimate:
+    """Return FVD or KVD of an arm's videos against another arm's; NaN for fewer than two."""
+    return _distance(name, records, arm, _stack(records, real, "features"))
+
+
+def _distance(name: str, records: Sequence[Record], arm: str, reference: Features) -> Estimate:
+    ours = _stack(records, arm, "features")
+    if min(len(ours), len(reference)) < 2:
+        return NO_ESTIMATE
+    return jackknife(lambda features: DISTANCES[name](features, reference), ours, _clusters(records, arm))
+
+
+def claim_lower_distance(name: str, records: Sequence[Record], ours: str, theirs: str, real: str) -> Claim:
+    """Claim that FVD or KVD (the first word of the name) of one arm is below that of another on the same cases."""
+    distance = DISTANCES[name[:3]]
     reference, our_features, their_features = (_stack(records, arm, "features") for arm in (real, ours, theirs))
-    bar = f"> 0 by {STANDARD_ERRORS} standard errors"
     if len(our_features) < 2:
-        return Claim(name, *UNKNOWN, len(our_features), bar, holds=False)
-    reference_moments, width = moments(reference), our_features.shape[1]
+        return claim_between(name, replace(NO_ESTIMATE, count=len(our_features)), 0, np.inf, "> 0")
+    width = our_features.shape[1]
+    both = np.concatenate([our_features, their_features], axis=1)
+    found = jackknife(
+        lambda features: distance(features[:, width:], reference) - distance(features[:, :width], reference),
+        both,
+        _clusters(records, ours),
+    )
+    return claim_between(name, found, 0, np.inf, "> 0")
 
-    def difference(both: Features) -> float:
-        return frechet_distance(moments(both[:, width:]), reference_moments) - frechet_distance(
-            moments(both[:, :width]), reference_moments
-        )
 
-    value, error = jackknife(difference, np.concatenate([our_features, their_features], axis=1))
-    return Claim(name, value, error, len(our_features), bar, value > STANDARD_ERRORS * error)
+def claim_lower_distances(name: str, records: Sequence[Record], ours: str, theirs: str, real: str) -> list[Claim]:
+    """Claim that FVD, and that KVD, of one arm is below that of another on the same cases."""
+    return [claim_lower_distance(f"{each}, {name}", records, ours, theirs, real) for each in DISTANCES]
 
 
-def _inception_score(classes: Features) -> Mean:
-    return inception_score(classes) if len(classes) >= 2 * SPLITS else UNKNOWN
+def _inception_score(records: Sequence[Record], arm: str) -> Estimate:
+    classes, clusters = _stack(records, arm, "classes"), _clusters(records, arm)
+    return inception_score(classes, SPLITS, clusters) if len({*clusters}) >= 2 * SPLITS else NO_ESTIMATE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,19 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kineograph.errors import InputError
-from kineograph.metrics.distances import Mean, mean
 from kineograph.metrics.features import Frames
-from kineograph_lab.studies.protocol import Case, Record, append_record, load_records
-from kineograph_lab.studies.report import Claim, StudyReport
+from kineograph.metrics.statistics import Estimate
+from kineograph_lab.studies.claims import Claim, Values
+from kineograph_lab.studies.protocol import (
+    Case,
+    Record,
+    append_record,
+    describe_records,
+    last_protocol,
+    load_records,
+    recorded_cluster,
+)
+from kineograph_lab.studies.report import StudyReport
 
 CASES_WITH_IMAGES = range(3)  # numbers of the cases whose frames go into the report
 
@@ -33,7 +43,7 @@ COMMON_ROWS = {
 
 GenerateClips = Callable[[Sequence[Case]], Sequence[Frames]]
 # Metrics of all videos of an arm together: records -> row of the table -> arm -> value
-SetMetrics = Callable[[Sequence[Record]], Mapping[str, Mapping[str, Mean]]]
+SetMetrics = Callable[[Sequence[Record]], Mapping[str, Mapping[str, Estimate]]]
 
 
 def all_frames(frames: Frames) -> Frames:
@@ -46,7 +56,7 @@ def every_third_frame(frames: Frames) -> UInt8[np.ndarray, "third h w 3"]:
     return frames[::3]
 
 
-def no_set_metrics(records: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
+def no_set_metrics(records: Sequence[Record]) -> Mapping[str, Mapping[str, Estimate]]:
     """Return no metrics: every video of the study is measured by itself."""
     return {}
 
@@ -61,34 +71,44 @@ def not_trained_error(file: Path, *stages: str) -> NotTrainedError:
     return NotTrainedError(f"there is no {file}: train it first, by {command}")
 
 
-class Study(NamedTuple):
-    """One comparison of a paper.
+class Analysis(NamedTuple):
+    """What a study reports from its records alone, without any network.
 
     name              base name of its record and image files
     title             heading of its section in the report
-    settings          all that its numbers depend on besides the model and the judges
-    arms              functions that generate the videos of some consecutive cases
-    measure           named metrics of a video of a case, and the features that `set_metrics` reads
+    cases             count -> at most so many cases
     state_claims      records -> claims
     rows              metric -> its name in the table
-    batch_size        cases that are generated together
     cases_with_images numbers of the cases whose frames go into the report
-    select_frames     frames of a video that are shown there
     set_metrics       further rows of the table, of all videos of an arm together
     """
 
     name: str
     title: str
+    cases: Callable[[int], Sequence[Case]]
+    state_claims: Callable[[Sequence[Record]], list[Claim]]
+    rows: Mapping[str, str]
+    cases_with_images: Collection[int] = CASES_WITH_IMAGES
+    set_metrics: SetMetrics = no_set_metrics
+
+
+class Study(NamedTuple):
+    """One comparison of a paper.
+
+    settings      all that its numbers depend on besides the model and the judges
+    arms          functions that generate the videos of some consecutive cases
+    measure       named metrics of a video of a case, and the features that `set_metrics` reads
+    batch_size    cases that are generated together
+    select_frames frames of a video that are shown in the report
+    """
+
+    analysis: Analysis
     settings: Mapping[str, Any]
     cases: Sequence[Case]
     arms: Mapping[str, GenerateClips]
     measure: Callable[[Frames, Case], Mapping[str, Any]]
-    state_claims: Callable[[Sequence[Record]], list[Claim]]
-    rows: Mapping[str, str]
     batch_size: int = 1
-    cases_with_images: Collection[int] = CASES_WITH_IMAGES
     select_frames: Callable[[Frames], Frames] = all_frames
-    set_metrics: SetMetrics = no_set_metrics
 
 
 def run_study(study: Study, folder: Path, stamp: Record) -> Iterator[Record]:
@@ -96,7 +116,8 @@ def run_study(study: Study, folder: Path, stamp: Record) -> Iterator[Record]:
 
     stamp: fields added to every record; records of an earlier run are used if their "protocol" is the same.
     """
-    file = folder / f"{study.name}.jsonl"
+    analysis = study.analysis
+    file = folder / f"{analysis.name}.jsonl"
     wanted = {(arm, case.number) for arm in study.arms for case in study.cases}
     earlier = {(each["arm"], each["case"]): each for each in load_records(file, stamp["protocol"])}
     yield from (record for key, record in earlier.items() if key in wanted)
@@ -108,35 +129,63 @@ def run_study(study: Study, folder: Path, stamp: Record) -> Iterator[Record]:
             for case, frames in zip(batch, generate_clips(batch), strict=True):
                 if (arm, case.number) in earlier:
                     continue
-                record = {**stamp, "arm": arm, "case": case.number, "prompt": case.prompt}
+                record = {**stamp, "arm": arm, "case": case.number, "prompt": case.prompt, "cluster": cluster_of(case)}
                 record |= study.measure(frames, case)
-                if case.number in study.cases_with_images:
+                if case.number in analysis.cases_with_images:
                     side_by_side = np.concatenate(list(study.select_frames(frames)), axis=1)
-                    Image.fromarray(side_by_side).save(folder / image_file_name(study, case, arm))
+                    Image.fromarray(side_by_side).save(folder / image_file_name(analysis, case, arm))
                 append_record(file, record)
                 yield record
 
 
-def image_file_name(study: Study, case: Case, arm: str) -> str:
+def cluster_of(case: Case) -> int:
+    """Return the number of the case's cluster."""
+    return case.number if case.cluster is None else case.cluster
+
+
+def image_file_name(analysis: Analysis, case: Case, arm: str) -> str:
     """Return the name of the image file with frames of a case side by side."""
-    return f"{study.name}-{case.number}-{arm.replace(' ', '-')}.png"
+    return f"{analysis.name}-{case.number}-{arm.replace(' ', '-')}.png"
 
 
-def summarise_study(study: Study, records: Sequence[Record], folder: Path) -> StudyReport:
+def read_study_records(analysis: Analysis, folder: Path, count: int, protocol: str | None = None) -> list[Record]:
+    """Return the records of up to `count` cases of a study, with their clusters, one for each arm and case.
+
+    protocol: of the records; by default that of the last one in the file.
+    """
+    file = folder / f"{analysis.name}.jsonl"
+    every = load_records(file, protocol or last_protocol(file))
+    clusters = {case.number: cluster_of(case) for case in analysis.cases(count)} if every else {}
+    wanted = {(each["arm"], each["case"]): each for each in every if each["case"] in clusters}
+    return [{**each, "cluster": clusters[each["case"]]} for each in wanted.values()]
+
+
+def summarise_study(analysis: Analysis, records: Sequence[Record], folder: Path) -> StudyReport:
     """Return a study's section of the report; `folder` holds its images, relative to the report."""
+    arms, numbers = list(dict.fromkeys(each["arm"] for each in records)), {each["case"] for each in records}
     images = {
-        case.prompt: {arm: str(folder / image_file_name(study, case, arm)) for arm in study.arms}
-        for case in study.cases
-        if case.number in study.cases_with_images
+        case.prompt: {arm: str(folder / image_file_name(analysis, case, arm)) for arm in arms}
+        for case in analysis.cases(1 + max(analysis.cases_with_images))
+        if case.number in numbers and case.number in analysis.cases_with_images
     }
     table = {
-        row: {arm: mean(metric_values(records, arm, metric)) for arm in study.arms}
-        for metric, row in study.rows.items()
+        row: {arm: metric_values(records, arm, metric).mean for arm in arms} for metric, row in analysis.rows.items()
     }
-    return StudyReport(study.title, study.state_claims(records), {**table, **study.set_metrics(records)}, images)
+    claims = [replace(claim, study=analysis.name) for claim in analysis.state_claims(records)]
+    provenance = describe_records(records)
+    return StudyReport(analysis.title, claims, {**table, **analysis.set_metrics(records)}, images, provenance)
 
 
-def metric_values(records: Sequence[Record], arm: str, metric: str) -> list[float]:
+def metric_values(records: Sequence[Record], arm: str, metric: str) -> Values:
     """Return a metric of an arm, of all cases that have it, in the order of the cases."""
-    ordered = sorted((record for record in records if record["arm"] == arm), key=lambda record: record["case"])
-    return [record[metric] for record in ordered if metric in record]
+    return computed_values([record for record in records if metric in record], arm, lambda record: record[metric])
+
+
+def computed_values(records: Sequence[Record], arm: str, compute: Callable[[Record], float]) -> Values:
+    """Return a number computed from each record of an arm, in the order of the cases."""
+    found = sorted((record for record in records if record["arm"] == arm), key=lambda record: record["case"])
+    return Values(
+        tuple(map(compute, found)),
+        tuple(each["case"] for each in found),
+        tuple(recorded_cluster(each) for each in found),
+    )

@@ -116,7 +116,7 @@ def ratio(ours: Values, theirs: Values, clusters: Clusters | None = None) -> Est
     scale = abs(bottom.sum())
     error = math.sqrt(count / (count - 1) * np.square(totals).sum()) / scale if count > 1 else math.nan
     rounding = ROUNDING * (np.abs(top).sum() + abs(value) * np.abs(bottom).sum()) / scale
-    return Estimate(float(value), 0.0 if error <= rounding else error, len(top), count, count - 1)
+    return Estimate(float(value), 0.0 if error <= rounding else float(error), len(top), count, count - 1)
 
 
 def cluster_numbers(clusters: Clusters | None, count: int) -> Int[np.ndarray, " n"]:

@@ -29,7 +29,7 @@ def test_changes_at_the_seams_of_each_arm():
     records = [{"arm": arm, "case": 0, "flow": changes} for arm in ("a", "b")]
     seams = {"a": [4], "b": [2, 6]}
     found = {
-        (arm, place): long_videos._mean_changes(records, seams, arm, "flow", place)
+        (arm, place): list(long_videos._mean_changes(records, seams, arm, "flow", place).values)
         for arm in seams
         for place in long_videos.PLACES
     }
@@ -47,7 +47,7 @@ def test_three_methods_study(model: Model, tmp_path):  # noqa: F811
     evaluations = {each["arm"]: each["evaluations"] for each in records}
     assert evaluations[FREENOISE] == 2 * 2 and evaluations[FREENOISE] < evaluations[WINDOWS]
     assert all(len(each["flow"]) == len(each["pixels"]) == 23 for each in records)
-    summary = summarise_study(study, records, tmp_path)
+    summary = summarise_study(study.analysis, records, tmp_path)
     assert len(summary.claims) == 4 + 8 + 6 + 2 and {each.count for each in summary.claims} == {2}
     assert {row: set(cells) for row, cells in summary.table.items()} == {row: set(study.arms) for row in summary.table}
     assert json.loads(json.dumps(study.settings))

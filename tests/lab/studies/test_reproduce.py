@@ -11,11 +11,10 @@ from kineograph.media.metadata import settings_id
 from kineograph.models.loading.load import load
 from kineograph_lab.bench.text2video_zero import save_random_pipeline
 from kineograph_lab.judge.geometry import Geometry
-from kineograph_lab.studies import report
 from kineograph_lab.studies.frame_metrics import JudgedFrames
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import append_record, held_out_cases, load_records
-from kineograph_lab.studies.reproduce import PAPERS, reproduce
+from kineograph_lab.studies.reproduce import PAPERS, report_from_records, reproduce
 from kineograph_lab.studies.text2video_zero import ablation
 from kineograph_lab.world.world import is_held_out
 
@@ -52,18 +51,6 @@ def test_records_survive_an_interruption_and_are_filtered_by_protocol(tmp_path) 
     assert [record["case"] for record in load_records(file, protocol)] == [0, 2]
 
 
-def test_claims() -> None:
-    claim = report.claim_at_least("a", [0.5, 1.0], 0.75)
-    assert (claim.value, claim.error, claim.count, claim.bar, claim.holds) == (0.75, 0.25, 2, ">= 0.75", True)
-    assert not report.claim_at_least("a", [0.9, 0.9], 0.95).holds
-    assert not report.claim_at_least("nothing to count", [], 0.95).holds
-    assert report.claim_within("b", [1.1, 0.9], 0.85, 1.15).holds
-    assert report.claim_better("c", [1.0, 2.0, 3.1], [0.0, 1.0, 2.0]).holds
-    assert not report.claim_better("c", [1.0, -1.0], [0.0, 0.0]).holds
-    assert report.claim_not_below("d", [1.0, 1.0], [1.0, 1.0]).holds  # the same, without error
-    assert not report.claim_not_below("d", [0.9, 0.9], [1.0, 1.0]).holds
-
-
 def fake_judges():
     return Judges(
         classify=lambda frames: JudgedFrames(
@@ -79,25 +66,26 @@ def fake_judges():
 
 @pytest.mark.slow
 def test_reproduction_writes_its_report_and_resumes(model, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PAPERS, "text2video-zero", (ablation.ablation_study,))
+    monkeypatch.setitem(PAPERS, "text2video-zero", ((ablation.ANALYSIS, ablation.ablation_study),))
     calls = []
     made = reproduce(
         "text2video-zero", model, fake_judges(), cases=2, steps=4, out=tmp_path, on_video=lambda *at: calls.append(at)
     )
     assert calls[-1] == (8, 8)
     written = json.loads((tmp_path / "text2video-zero.json").read_text())
-    assert [claim["name"] for part in written["parts"] for claim in part["claims"]] == [
-        claim.name for claim in made.claims
-    ]
-    assert {"command", "commit", "model", "machine", "witnesses"} <= written.keys()
+    assert [claim["name"] for claim in written["claims"]] == [claim.name for claim in made.claims]
+    assert {"command", "model", "machine", "witnesses"} <= written.keys()
+    assert written["parts"][0]["records"]["count"] == 8 and len(written["parts"][0]["records"]["commits"]) == 1
     text = (tmp_path / "text2video-zero.md").read_text()
-    assert "| claim | measured |" in text
+    assert "| claim | measured | bounds | bar |" in text
     assert all((tmp_path / file).exists() for strips in made.studies[0].images.values() for file in strips.values())
     assert "](text2video-zero/cases-0-both.png)" in text
 
     monkeypatch.setattr(ablation, "generate_ablation_arm", lambda: None)  # nothing is generated again
     again = reproduce("text2video-zero", model, fake_judges(), cases=2, steps=4, out=tmp_path)
     assert [claim.name for claim in again.claims if claim.holds] == [claim.name for claim in made.claims if claim.holds]
+    assert report_from_records("text2video-zero", tmp_path).claims == again.claims
+    assert json.loads((tmp_path / "text2video-zero.json").read_text()) == written
     with pytest.raises(TypeError):
         reproduce("text2video-zero", model, fake_judges(), cases=3, steps=4, out=tmp_path)
 
@@ -107,6 +95,8 @@ def test_unknown_papers_and_no_cases_are_refused(model, tmp_path) -> None:
         reproduce("make-a-video", model, fake_judges(), out=tmp_path)
     with pytest.raises(InputError, match="at least 1 case"):
         reproduce("text2video-zero", model, fake_judges(), cases=0, out=tmp_path)
+    with pytest.raises(InputError, match="measure the videos first, by kineograph reproduce vidrd"):
+        report_from_records("vidrd", tmp_path)
 
 
 @pytest.mark.slow

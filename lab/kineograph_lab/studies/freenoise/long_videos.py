@@ -18,22 +18,32 @@ from kineograph.generation.api import generate
 from kineograph.methods.freenoise import FreeNoiseOptions, fused_windows
 from kineograph.methods.vidrd import ClipOptions
 from kineograph.metrics import optical_flow
-from kineograph.metrics.distances import Mean, mean
 from kineograph.metrics.features import Frames
+from kineograph.metrics.statistics import Estimate
 from kineograph.models.model import Model
-from kineograph.models.unet.windows import window_ranges
+from kineograph.models.unet.windows import overlapping_windows
 from kineograph.options import defaults
 from kineograph_lab.studies import frame_metrics
+from kineograph_lab.studies.claims import (
+    SHARE_MARGIN,
+    SMOOTH,
+    Claim,
+    Values,
+    claim_better,
+    claim_counted_at_most,
+    claim_not_below,
+    claim_ratio_within,
+)
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, claim_better, claim_not_below, claim_ratio_within
 from kineograph_lab.studies.sample import FPS, SCALE, count_evaluations
-from kineograph_lab.studies.study import Study, metric_values
+from kineograph_lab.studies.study import Analysis, Study, computed_values, metric_values
 from kineograph_lab.studies.vidrd.long_videos import CHANGES, PROMPT_METRICS, changes_by_frame, measure_ends
 
 CLIPS, STEPS, SHOWN = 4, 10, 8
 FREENOISE, WINDOWS, CONTINUED = "freenoise", "sliding windows", "vidrd's clips"
 OTHERS = (WINDOWS, CONTINUED)
+ARMS = (FREENOISE, *OTHERS)
 PLACES = {"seam": "where a window or clip begins or ends", "inside": "elsewhere"}
 
 Seams = Mapping[str, Sequence[int]]  # arm -> numbers of the frames that follow a seam
@@ -49,30 +59,30 @@ def three_methods_study(model: Model, judges: Judges, count: int, steps: int | N
         WINDOWS: {"num_frames": frames, "method": "videocrafter"},
         CONTINUED: {"num_frames": clip, "clips": CLIPS},
     }
-    free = defaults(FreeNoiseOptions)
-    windows = {
-        FREENOISE: [each.frames for each in fused_windows(clip, free["window_stride"], free["window_weights"], frames)],
-        WINDOWS: window_ranges(model.temporal, None, None, frames),
-        CONTINUED: [range(start, start + clip) for start in range(0, frames, clip)],
-    }
-    seams = {name: seams_of(each, frames) for name, each in windows.items()}
     evaluations = dict[int, float]()  # of the video that was generated last, by the number of its case
     return Study(
-        name="freenoise",
-        title=f"{frames} frames by a model of {clip}, {steps} steps",
+        ANALYSIS,
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "fps": FPS, "arms": options,
-            "freenoise": free, "clips": {**defaults(ClipOptions), "keep_clips": None}, "seams": seams,
+            "freenoise": defaults(FreeNoiseOptions), "clips": {**defaults(ClipOptions), "keep_clips": None}, "seams": seams_by_arm(frames),
             "motion": optical_flow.PROTOCOL,
         },
         cases=moving_cases(count),
         arms={name: partial(_generate, model, steps, each, evaluations) for name, each in options.items()},
         measure=lambda video, case: _measure(video, case, judges, clip) | {"evaluations": evaluations[case.number]},
-        state_claims=partial(_state_claims, seams),
-        rows=ROWS,
         select_frames=evenly_spread,
-        set_metrics=partial(_tabulate_changes, seams),
     )  # fmt: skip
+
+
+def seams_by_arm(frames: int) -> Seams:
+    """Return the seams of so many frames in CLIPS clips."""
+    clip, free = frames // CLIPS, defaults(FreeNoiseOptions)
+    windows = {
+        FREENOISE: [each.frames for each in fused_windows(clip, free["window_stride"], free["window_weights"], frames)],
+        WINDOWS: overlapping_windows(frames, clip, clip // 4),
+        CONTINUED: [range(start, start + clip) for start in range(0, frames, clip)],
+    }
+    return {name: seams_of(each, frames) for name, each in windows.items()}
 
 
 def seams_of(windows: Sequence[range], frames: int) -> list[int]:
@@ -113,26 +123,32 @@ def _measure(frames: Frames, case: Case, judges: Judges, clip: int) -> dict[str,
     }
 
 
-def _mean_changes(records: Sequence[Record], seams: Seams, arm: str, name: str, place: str) -> list[float]:
+def _mean_changes(records: Sequence[Record], seams: Seams, arm: str, name: str, place: str) -> Values:
     """Return the mean change from frame to frame of each video of an arm, at seams or elsewhere."""
-    ordered = sorted((each for each in records if each["arm"] == arm), key=lambda each: each["case"])
-    changes = np.array([each[name] for each in ordered])
-    at_seam = np.isin(np.arange(1, changes.shape[1] + 1), seams[arm])
-    return changes[:, at_seam if place == "seam" else ~at_seam].mean(1).tolist()
+
+    def mean_change(record: Record) -> float:
+        changes = np.array(record[name])
+        at_seam = np.isin(np.arange(1, len(changes) + 1), seams[arm])
+        return float(changes[at_seam if place == "seam" else ~at_seam].mean())
+
+    return computed_values(records, arm, mean_change)
 
 
-def _tabulate_changes(seams: Seams, records: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
+def _recorded_seams(records: Sequence[Record]) -> Seams:
+    return seams_by_arm(1 + len(records[0]["flow"]))
+
+
+def _tabulate_changes(records: Sequence[Record]) -> Mapping[str, Mapping[str, Estimate]]:
+    seams = _recorded_seams(records)
     return {
-        f"{CHANGES[name]}, {PLACES[place]}": {
-            arm: mean(_mean_changes(records, seams, arm, name, place)) for arm in seams
-        }
+        f"{CHANGES[name]}, {PLACES[place]}": {arm: _mean_changes(records, seams, arm, name, place).mean for arm in ARMS}
         for name, place in product(CHANGES, PLACES)
     }
 
 
-def _state_claims(seams: Seams, records: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """Claim that FreeNoise keeps content and motion better at no more evaluations, and that no arm jumps at seams."""
-    ours = partial(metric_values, records, FREENOISE)
+    ours, seams = partial(metric_values, records, FREENOISE), _recorded_seams(records)
     compared = [(arm, partial(metric_values, records, arm)) for arm in OTHERS]
     kept = [*(f"{name}, last clip" for name in PROMPT_METRICS), "motion, last clip"]
     return [
@@ -142,21 +158,20 @@ def _state_claims(seams: Seams, records: Sequence[Record]) -> list[Claim]:
             for arm, theirs in compared
         ),
         *(
-            claim_not_below(f"{ROWS[each]}, {FREENOISE} - {arm}", ours(each), theirs(each))
+            claim_not_below(f"{ROWS[each]}, {FREENOISE} - {arm}", ours(each), theirs(each), SHARE_MARGIN)
             for each in kept
             for arm, theirs in compared
         ),
         *(
             claim_ratio_within(
                 f"change at a seam over elsewhere, {arm}: {name}",
-                _mean_changes(records, seams, arm, name, "seam"), _mean_changes(records, seams, arm, name, "inside"),
-                0, 1.2,
+                _mean_changes(records, seams, arm, name, "seam"), _mean_changes(records, seams, arm, name, "inside"), *SMOOTH,
             )
-            for arm, name in product(seams, CHANGES)
+            for arm, name in product(ARMS, CHANGES)
         ),
         *(
-            claim_ratio_within(f"{ROWS['evaluations']}, {FREENOISE} over {arm}", ours("evaluations"),
-                               theirs("evaluations"), 0, 1)
+            claim_counted_at_most(f"{ROWS['evaluations']}, {FREENOISE} over {arm}", ours("evaluations"),
+                                  theirs("evaluations"), 1)
             for arm, theirs in compared
         ),
     ]  # fmt: skip
@@ -174,3 +189,12 @@ ROWS: Mapping[str, str] = {
     "individual": "similarity of the last 16 frames' individual to the first 16's",
     "evaluations": "network evaluations per frame",
 }
+
+ANALYSIS = Analysis(
+    name="freenoise",
+    title="64 frames by a model of 16",
+    cases=moving_cases,
+    state_claims=_state_claims,
+    rows=ROWS,
+    set_metrics=_tabulate_changes,
+)

@@ -119,7 +119,7 @@ def customisation_cases(count: int) -> list[Case]:
 def held_out_case(item: Item) -> Case:
     """Return a case of one more prompt of an item."""
     case = _case(item, PROMPTS)
-    return Case(HELD_OUT + item.number, case.prompt, case.shot)
+    return replace(case, number=HELD_OUT + item.number)
 
 
 def item_of(case: Case) -> Item:
@@ -134,7 +134,8 @@ def _case(item: Item, prompt: int) -> Case:
     shot = ShotSpec(
         scene, STYLE, (replace(subject, facing=MOTION_FACINGS.get(motion, (-1, 1)[prompt % 2]), motion=motion),)
     )
-    return Case(PROMPTS * item.number + prompt, item.prompt(item_caption(item.kind, shot, MOTIONS[motion][0])), shot)
+    caption = item_caption(item.kind, shot, MOTIONS[motion][0])
+    return Case(PROMPTS * item.number + prompt, item.prompt(caption), shot, cluster=item.number)
 
 
 def _unused_subjects(item: Item) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -14,12 +13,12 @@ from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics
+from kineograph_lab.studies.claims import Claim, claim_better, claim_ratio_at_most
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, claim_better, claim_ratio_within
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, generate_frames
-from kineograph_lab.studies.still_moving.baselines import check_motion_adapter
-from kineograph_lab.studies.study import PROMPT_ROWS, Study, every_third_frame, metric_values
+from kineograph_lab.studies.still_moving.baselines import DEFAULT_MODEL, check_motion_adapter, for_model
+from kineograph_lab.studies.study import PROMPT_ROWS, Analysis, Study, every_third_frame, metric_values
 
 SPACE_TIME = "pocket-space-time"
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -30,20 +29,16 @@ STILL_SHARE = 0.1  # of the motion at scale 0; at most this counts as still
 def motion_scale_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """Return the study of the same prompts and seeds at all scales."""
     check_motion_adapter(model)
-    few = min(count, MAX_CASES)
     return Study(
-        name="motion-scale" if model.name == "pocket-video" else f"motion-scale-{model.name}",
-        title=f"The motion adapter's scale, {model.name} ({few} of the prompts)",
+        for_model(ANALYSIS, model),
         settings={
             "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
             "motion": optical_flow.PROTOCOL, "video model": fingerprint(model.net),
             "motion eye": fingerprint(load_judge().motion_eye),
         },
-        cases=moving_cases(few),
+        cases=moving_cases(min(count, MAX_CASES)),
         arms={_arm(scale): partial(_generate, model, scale, steps or STEPS) for scale in SCALES},
         measure=lambda frames, case: _measure(frames, case, judges),
-        state_claims=_state_claims,
-        rows=ROWS,
         select_frames=every_third_frame,
     )  # fmt: skip
 
@@ -79,8 +74,7 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
         claim_better(f"motion, at {less:g} - at {more:g}", motion[less], motion[more])
         for less, more in pairwise(SCALES)
     ]
-    still = claim_ratio_within("motion at 1, over that at 0", motion[1.0], motion[0.0], 0, STILL_SHARE)
-    return [*falls, replace(still, bar=f"<= {STILL_SHARE:g}")]
+    return [*falls, claim_ratio_at_most("motion at 1, over that at 0", motion[1.0], motion[0.0], STILL_SHARE)]
 
 
 ROWS: Mapping[str, str] = {
@@ -89,3 +83,16 @@ ROWS: Mapping[str, str] = {
     **PROMPT_ROWS,
     "text": "CLIP score (100 cos)",
 }
+
+ANALYSIS = Analysis(
+    name="motion-scale",
+    title=f"The motion adapter's scale, {DEFAULT_MODEL} ({MAX_CASES} of the prompts)",
+    cases=lambda count: moving_cases(min(count, MAX_CASES)),
+    state_claims=_state_claims,
+    rows=ROWS,
+)
+SPACE_TIME_ANALYSIS = ANALYSIS._replace(
+    name=f"{ANALYSIS.name}-{SPACE_TIME}",
+    title=f"The motion adapter's scale, {SPACE_TIME} ({MAX_SPACE_TIME_CASES} of the prompts)",
+    cases=lambda count: moving_cases(min(count, MAX_SPACE_TIME_CASES)),
+)

@@ -20,10 +20,10 @@ from kineograph.models.unet.frame_attention import first
 from kineograph.noise import shared
 from kineograph.samplers import ddim, final_latents
 from kineograph_lab.studies import frame_metrics
+from kineograph_lab.studies.claims import Claim, claim_at_least, claim_ratio_at_least
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
-from kineograph_lab.studies.report import Claim, claim_at_least
-from kineograph_lab.studies.study import COMMON_ROWS, Study, metric_values
+from kineograph_lab.studies.study import COMMON_ROWS, Analysis, Study, metric_values
 from kineograph_lab.world.painting import SIDE
 from kineograph_lab.world.truth import CONTROL_MAPS, KEYPOINTS, GroundTruth, ground_truth
 from kineograph_lab.world.world import ShotSpec, frame_times, render_clip
@@ -38,8 +38,7 @@ def controlnet_study(model: Model, judges: Judges, count: int, steps: int | None
     """Return the study of videos without control, with each kind of control map, and rendered by the world itself."""
     steps = steps or STEPS
     return Study(
-        name="guided",
-        title="Guided by control videos: edges, depth, poses",
+        ANALYSIS,
         settings={"num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS},
         cases=held_out_cases(count),
         arms={
@@ -48,8 +47,6 @@ def controlnet_study(model: Model, judges: Judges, count: int, steps: int | None
             "rendering": lambda cases: [render_shot(case.shot) for case in cases],
         },
         measure=lambda frames, case: _measure(frames, case, judges),
-        state_claims=_state_claims,
-        rows=ROWS,
     )
 
 
@@ -130,19 +127,10 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 
 
 def _claim_half_way(records: Sequence[Record], kind: str, metric: str) -> Claim:
-    """Claim a ratio of means, (controlled - unguided) / (rendering - unguided), with a jackknife error."""
-    none, controlled, whole = (np.array(metric_values(records, arm, metric)) for arm in ("unguided", kind, "rendering"))
+    """Claim a ratio of means, (controlled - unguided) / (rendering - unguided)."""
+    none, controlled, whole = (metric_values(records, arm, metric) for arm in ("unguided", kind, "rendering"))
     name = f"{kind}: {metric}, share of the way from unguided to the rendering"
-    return claim_at_least(name, jackknife_ratios(none, controlled, whole), 0.5)
-
-
-def jackknife_ratios(none: np.ndarray, controlled: np.ndarray, whole: np.ndarray) -> list[float]:
-    """Return jackknife pseudo-values (Tukey 1958) of the ratio of sums (controlled - none) / (whole - none)."""
-    top, bottom, count = controlled - none, whole - none, len(controlled)
-    if count < 2:
-        return (top / bottom).tolist()
-    without_each = (top.sum() - top) / (bottom.sum() - bottom)
-    return (count * top.sum() / bottom.sum() - (count - 1) * without_each).tolist()
+    return claim_ratio_at_least(name, controlled.minus(none), whole.minus(none), 0.5)
 
 
 ROWS = {
@@ -151,3 +139,11 @@ ROWS = {
     "points": "points: mean distance (fractions of the image)",
     **COMMON_ROWS,
 }
+
+ANALYSIS = Analysis(
+    name="guided",
+    title="Guided by control videos: edges, depth, poses",
+    cases=held_out_cases,
+    state_claims=_state_claims,
+    rows=ROWS,
+)

@@ -17,10 +17,17 @@ from kineograph.motion import camera_offset, parse
 from kineograph.options import defaults
 from kineograph.request import NUM_FRAMES, SharedOptions
 from kineograph_lab.studies import frame_metrics
+from kineograph_lab.studies.claims import (
+    SHARE_MARGIN,
+    SIMILARITY_MARGIN,
+    Claim,
+    claim_at_least,
+    claim_better,
+    claim_unchanged,
+)
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
-from kineograph_lab.studies.report import Claim, claim_at_least, claim_better, claim_unchanged
-from kineograph_lab.studies.study import COMMON_ROWS, Study, metric_values
+from kineograph_lab.studies.study import COMMON_ROWS, Analysis, Study, metric_values
 from kineograph_lab.world.painting import SIDE
 from kineograph_lab.world.truth import ground_truth
 from kineograph_lab.world.world import render
@@ -35,8 +42,7 @@ def smoothing_study(model: Model, judges: Judges, count: int, steps: int | None)
     """Return the study of the same videos without and with smoothing."""
     steps = steps or STEPS
     return Study(
-        name="smoothing",
-        title="Background smoothing",
+        ANALYSIS,
         settings={
             "num_inference_steps": steps, "strength": STRENGTH, "guidance_scale": SCALE, "motion": MOTION,
             "num_frames": NUM_FRAMES,
@@ -44,8 +50,6 @@ def smoothing_study(model: Model, judges: Judges, count: int, steps: int | None)
         cases=held_out_cases(count),
         arms={"off": partial(_generate, model, 0.0, steps), "on": partial(_generate, model, STRENGTH, steps)},
         measure=lambda frames, case: _measure(frames, case, model, judges),
-        state_claims=_state_claims,
-        rows=ROWS,
     )  # fmt: skip
 
 
@@ -83,9 +87,11 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     on, off = (lambda metric, arm=arm: metric_values(records, arm, metric) for arm in ("on", "off"))
     return [
         claim_better("background PSNR between frames, on - off", on("background"), off("background")),
-        claim_unchanged("foreground: frames with the subject, on - off", on("thing"), off("thing")),
-        claim_unchanged("foreground: frames with its colour, on - off", on("colour"), off("colour")),
-        claim_unchanged("foreground: similarity of the individual, on - off", on("individual"), off("individual")),
+        claim_unchanged("foreground: frames with the subject, on - off", on("thing"), off("thing"), SHARE_MARGIN),
+        claim_unchanged("foreground: frames with its colour, on - off", on("colour"), off("colour"), SHARE_MARGIN),
+        claim_unchanged(
+            "foreground: similarity of the individual, on - off", on("individual"), off("individual"), SIMILARITY_MARGIN
+        ),
         claim_at_least("masks by attention, of renderings: IoU with the world's", off("iou"), 0.6),
     ]
 
@@ -94,3 +100,11 @@ ROWS = {
     "background": "background PSNR between neighbouring frames (dB)",
     **COMMON_ROWS,
 }
+
+ANALYSIS = Analysis(
+    name="smoothing",
+    title="Background smoothing",
+    cases=held_out_cases,
+    state_claims=_state_claims,
+    rows=ROWS,
+)

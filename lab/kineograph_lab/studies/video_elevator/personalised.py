@@ -15,11 +15,18 @@ from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph_lab.studies import frame_metrics
+from kineograph_lab.studies.claims import (
+    CLIP_MARGIN,
+    SIMILARITY_MARGIN,
+    Claim,
+    claim_better,
+    claim_not_below,
+    claim_ratio_at_least,
+)
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
 from kineograph_lab.studies.still_moving.items import item_caption
-from kineograph_lab.studies.study import Study, metric_values
+from kineograph_lab.studies.study import Analysis, Study, metric_values
 from kineograph_lab.studies.text2video_zero.dreambooth import load_with_lora
 from kineograph_lab.studies.text2video_zero.subjects import STEPS as LORA_STEPS
 from kineograph_lab.studies.text2video_zero.subjects import subject_of
@@ -43,14 +50,14 @@ def personalised_study(model: Model, judges: Judges, count: int, steps: int | No
     video, options = load("pocket-video-degraded"), {TOGETHER: OURS, PER_FRAME: INDEPENDENT}
     generate_arm = partial(generate_with_both, load_with_lora, video, steps or STEPS, _image_prompt)
     return Study(
-        name="video-elevator-personalised", title="A personalised image model and the same video model",
-        cases=[_with_subject(case) for case in moving_cases(count)],
+        ANALYSIS,
+        cases=personalised_cases(count),
         settings={**elevator_settings(video, steps, options), "lora_steps": LORA_STEPS},
         arms={
             **{name: partial(generate_arm, each) for name, each in options.items()},
             VIDEO: partial(generate_with_video_model, video, steps or STEPS),
         },
-        measure=lambda frames, case: _measure(frames, case, judges), state_claims=_state_claims, rows=ROWS,
+        measure=lambda frames, case: _measure(frames, case, judges),
     )  # fmt: skip
 
 
@@ -58,11 +65,17 @@ def _image_prompt(case: Case) -> str:
     return subject_of(case).prompt(case.scene)
 
 
+def personalised_cases(count: int) -> list[Case]:
+    """Return moving cases of the subjects in turn; a subject, with one LoRA, is a cluster."""
+    return [_with_subject(case) for case in moving_cases(count)]
+
+
 def _with_subject(case: Case) -> Case:
     """Return the case with a subject of the LoRA's kind, and a prompt without the colour, which is the LoRA's."""
-    main = replace(case.shot.things[0], kind=subject_of(case).kind)
-    shot = replace(case.shot, things=(main,))
-    return replace(case, prompt=item_caption("subject", shot, MOTIONS[case.motion][0]), shot=shot)
+    subject = subject_of(case)
+    shot = replace(case.shot, things=(replace(case.shot.things[0], kind=subject.kind),))
+    prompt = item_caption("subject", shot, MOTIONS[case.motion][0])
+    return replace(case, prompt=prompt, shot=shot, cluster=subject.number)
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
@@ -84,11 +97,11 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     return [
         claim_better("CLIP-I to the subject, together - video model", ours("CLIP-I"), video("CLIP-I")),
         claim_better("similarity of the individual, together - video model", ours("subject"), video("subject")),
-        claim_not_below("CLIP score, together - image model per frame", ours("text"), per_frame("text")),
+        claim_not_below("CLIP score, together - image model per frame", ours("text"), per_frame("text"), CLIP_MARGIN),
         claim_better("frames agree, together - image model per frame", ours("steady"), per_frame("steady")),
-        claim_not_below("frames agree, together - video model", ours("steady"), video("steady")),
+        claim_not_below("frames agree, together - video model", ours("steady"), video("steady"), SIMILARITY_MARGIN),
         claim_better("motion as prompted, together - image model per frame", ours("motion"), per_frame("motion")),
-        claim_at_least_share("motion as prompted, of the video model's", ours("motion"), video("motion"), 0.8),
+        claim_ratio_at_least("motion as prompted, of the video model's", ours("motion"), video("motion"), 0.8),
     ]
 
 
@@ -101,3 +114,11 @@ ROWS: Mapping[str, str] = {
     "motion": "videos that move as the prompt says",
     "steady": "mean cosine of neighbouring frames (CLIP)",
 }
+
+ANALYSIS = Analysis(
+    name="video-elevator-personalised",
+    title="A personalised image model and the same video model",
+    cases=personalised_cases,
+    state_claims=_state_claims,
+    rows=ROWS,
+)

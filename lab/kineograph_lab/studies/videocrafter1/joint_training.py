@@ -25,11 +25,11 @@ from kineograph.models.pocket.networks import restore_video_unet
 from kineograph.noise import independent
 from kineograph.samplers import ddim, final_latents
 from kineograph_lab.studies import frame_metrics
+from kineograph_lab.studies.claims import Claim, claim_better
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
-from kineograph_lab.studies.report import Claim, claim_better
 from kineograph_lab.studies.sample import SCALE, STEPS, decode_frames
-from kineograph_lab.studies.study import Study, metric_values, not_trained_error
+from kineograph_lab.studies.study import Analysis, Study, metric_values, not_trained_error
 
 FOLDER = Path("runs/pocket")
 STAGES = {"films and pictures": "joint", "films alone": "films_only"}
@@ -41,8 +41,7 @@ def joint_training_study(model: Model, judges: Judges, count: int, steps: int | 
     models = {name: load_jointly_trained(model, FOLDER / f"{stage}.safetensors") for name, stage in STAGES.items()}
     models["image model"] = load("pocket")
     return Study(
-        name="joint-training",
-        title="Joint training on clips and images: single images generated afterwards",
+        ANALYSIS,
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE,
             "networks": {name: fingerprint(each.net) for name, each in models.items()},
@@ -50,8 +49,6 @@ def joint_training_study(model: Model, judges: Judges, count: int, steps: int | 
         cases=held_out_cases(count),
         arms={name: partial(_generate, each, steps) for name, each in models.items()},
         measure=lambda frames, case: _measure(frames, case, judges),
-        state_claims=_state_claims,
-        rows=ROWS,
     )  # fmt: skip
 
 
@@ -109,3 +106,11 @@ ROWS = {
     "all": "share of the three that are right",
     "text": "CLIP score (100 cos)",
 }
+
+ANALYSIS = Analysis(
+    name="joint-training",
+    title="Joint training on clips and images: single images generated afterwards",
+    cases=held_out_cases,
+    state_claims=_state_claims,
+    rows=ROWS,
+)

@@ -13,11 +13,11 @@ from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics
+from kineograph_lab.studies.claims import Claim, claim_at_least, claim_ratio_within
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, claim_at_least, claim_ratio_within
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, generate_frames
-from kineograph_lab.studies.study import COMMON_ROWS, Study, metric_values
+from kineograph_lab.studies.study import COMMON_ROWS, Analysis, Study, metric_values
 from kineograph_lab.world.world import render_clip
 
 FASTER = 2 * FPS
@@ -28,8 +28,7 @@ def text_to_video_study(model: Model, judges: Judges, count: int, steps: int | N
     """Return the study of the usual frame rate as condition, twice that, and the world's own rendering."""
     steps = steps or STEPS
     return Study(
-        name="text-to-video",
-        title="Text to video",
+        ANALYSIS,
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
             "motion eye": fingerprint(load_judge().motion_eye),
@@ -41,8 +40,6 @@ def text_to_video_study(model: Model, judges: Judges, count: int, steps: int | N
             "rendering": lambda cases: [render_clip(case.shot, FRAMES, FPS) for case in cases],
         },
         measure=lambda frames, case: _measure(frames, case, judges),
-        state_claims=_state_claims,
-        rows=ROWS,
     )  # fmt: skip
 
 
@@ -98,3 +95,11 @@ ROWS: Mapping[str, str] = {
     "speed": "displacement of the subject per frame (image widths; straight motions)",
     "steady": "mean cosine of neighbouring frames (CLIP)",
 }
+
+ANALYSIS = Analysis(
+    name="text-to-video",
+    title="Text to video",
+    cases=moving_cases,
+    state_claims=_state_claims,
+    rows=ROWS,
+)

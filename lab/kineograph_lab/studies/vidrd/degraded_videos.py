@@ -16,10 +16,10 @@ from kineograph.metrics.distances import frechet_distance, moments
 from kineograph.metrics.extractors import POCKET, load_extractor
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.model import Model
+from kineograph_lab.studies.claims import Claim, claim_better
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record
-from kineograph_lab.studies.report import Claim, claim_better
-from kineograph_lab.studies.study import Study, metric_values
+from kineograph_lab.studies.study import Analysis, Study, metric_values
 from kineograph_lab.world.world import render_clip, sample_shots
 
 SEED = 50_021  # of the shots of the first set
@@ -73,15 +73,17 @@ def fvd_study(model: Model, judges: Judges, count: int, steps: int | None) -> St
     """Return the study of a set of clips for every 20 cases; neither the model nor `steps` is used."""
     extractor = load_extractor(POCKET)
     return Study(
-        name="fvd",
-        title=f"FVD of {VIDEOS} clips with known degradations, against as many others",
+        ANALYSIS,
         settings={"videos": VIDEOS, "extractor": extractor.protocol(), "damage": list(DEGREES)},
-        cases=[_case(number) for number in range(max(MIN_SETS, count // CASES_PER_SET))],
+        cases=degraded_sets(count),
         arms={ARM: lambda cases: [_show_degradations(case) for case in cases]},
         measure=lambda frames, case: _measure(extractor, case.number),
-        state_claims=_state_claims,
-        rows={name: name for name in DEGREES},
     )
+
+
+def degraded_sets(count: int) -> list[Case]:
+    """Return a set of clips for every 20 cases of other studies."""
+    return [_case(number) for number in range(max(MIN_SETS, count // CASES_PER_SET))]
 
 
 def _case(number: int) -> Case:
@@ -129,3 +131,12 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
         )
         for less, worse in steps
     ]
+
+
+ANALYSIS = Analysis(
+    name="fvd",
+    title=f"FVD of {VIDEOS} clips with known degradations, against as many others",
+    cases=degraded_sets,
+    state_claims=_state_claims,
+    rows={name: name for name in DEGREES},
+)

@@ -24,11 +24,11 @@ from kineograph.models.model import Model
 from kineograph.models.pocket.networks import restore_vidrd_unet
 from kineograph_lab.recipe.video import temporal_layers
 from kineograph_lab.studies import frame_metrics, set_distances
+from kineograph_lab.studies.claims import Claim, claim_better
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, claim_better
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS
-from kineograph_lab.studies.study import PROMPT_ROWS, Study, metric_values, not_trained_error
+from kineograph_lab.studies.study import PROMPT_ROWS, Analysis, Study, metric_values, not_trained_error
 from kineograph_lab.studies.videocrafter1.text_to_video import generate_cases
 from kineograph_lab.studies.vidrd.temporal_decoder import TRUTH, render_cases
 
@@ -42,8 +42,7 @@ def pan_and_zoom_study(model: Model, judges: Judges, count: int, steps: int | No
     steps, extractor = steps or STEPS, load_extractor(POCKET)
     models = {name: load_pan_and_zoom_model(model, FOLDER / f"{stage}.safetensors") for name, stage in STAGES.items()}
     return Study(
-        name="pan-and-zoom",
-        title="Training on panned and zoomed images",
+        ANALYSIS,
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
             "networks": {name: fingerprint(each.net) for name, each in models.items()},
@@ -54,9 +53,6 @@ def pan_and_zoom_study(model: Model, judges: Judges, count: int, steps: int | No
             **{name: partial(generate_cases, each, FPS, steps) for name, each in models.items()}, TRUTH: render_cases,
         },
         measure=lambda frames, case: _measure(frames, case, judges, extractor),
-        state_claims=_state_claims,
-        rows=ROWS,
-        set_metrics=lambda records: set_distances.tabulate_set_distances(records, (PANNED, PLAIN, TRUTH), TRUTH),
     )  # fmt: skip
 
 
@@ -85,13 +81,19 @@ def _measure(frames: Frames, case: Case, judges: Judges, extractor: Extractor) -
     }
 
 
+def _set_metrics(records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        **set_distances.tabulate_set_distances(records, TRUTH), **set_distances.tabulate_inception_scores(records)
+    }  # fmt: skip
+
+
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """Claim that the panned and zoomed images help, as in the paper."""
     panned, plain = (partial(metric_values, records, arm) for arm in (PANNED, PLAIN))
     return [
         claim_better("subject, colour and scene as the prompt says, with - without", panned("all"), plain("all")),
         claim_better("motion as the prompt says, with - without", panned("motion"), plain("motion")),
-        set_distances.claim_lower_fvd("FVD, without - with", records, PANNED, PLAIN, TRUTH),
+        *set_distances.claim_lower_distances("without - with", records, PANNED, PLAIN, TRUTH),
     ]
 
 
@@ -101,3 +103,12 @@ ROWS: Mapping[str, str] = {
     "motion": "videos that move as the prompt says",
     "steady": "mean cosine of neighbouring frames (CLIP)",
 }
+
+ANALYSIS = Analysis(
+    name="pan-and-zoom",
+    title="Training on panned and zoomed images",
+    cases=moving_cases,
+    state_claims=_state_claims,
+    rows=ROWS,
+    set_metrics=_set_metrics,
+)
