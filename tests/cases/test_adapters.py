@@ -292,6 +292,7 @@ def ip_adapters(tmp_path_factory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_ip_adapter_plus_gives_the_tokens_that_diffusers_gives(ip_adapters, sd_folder: Path) -> None:
     """Case 29 (IP-Adapter#470, diffusers#6162): the plus variant's Resampler."""
     name = "ip-adapter-plus_sd15.safetensors"

@@ -200,6 +200,7 @@ def test_control_lora_computes_what_its_sum_with_the_unet_does(work: Path, make:
 @loads("ControlNet", "Control-LoRA beside LoRAs of all kinds: made from the U-Net without them", within=0,
        reference="that without LoRAs, in both orders")  # fmt: skip
 @pytest.mark.parametrize("kind", ["lora_down", "dora_scale", "diff"])
+@pytest.mark.slow
 def test_control_lora_is_made_from_the_unet_without_loras(work: Path, kind: str, within: float) -> None:
     file, _ = control_lora(sd)
     control = {"canny": write_safetensors(work, file)}

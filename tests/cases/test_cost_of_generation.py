@@ -53,6 +53,7 @@ def test_weights_are_not_hashed_again_for_the_next_video(sha256: CountedSha256) 
     assert sha256.bytes < bytes_of(model.net) / 100
 
 
+@pytest.mark.slow
 def test_weights_that_were_changed_in_place_are_recorded_with_another_hash() -> None:
     model = load(sd())
     before = kg.generate(model, "a", **SMALL).settings["model"]["weights"]

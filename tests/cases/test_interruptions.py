@@ -55,6 +55,7 @@ def limited(kind: int, limit: int) -> Iterator[None]:
         pytest.param(3_000_000, ("convert", "pocket", "out"), id="convert"),
     ],
 )
+@pytest.mark.slow
 def test_full_disk_ends_without_a_traceback(
     work: Path, monkeypatch: pytest.MonkeyPatch, clips, size, arguments
 ) -> None:
@@ -139,6 +140,7 @@ def kept(folder: Path, number: int) -> Path:
 
 
 # case 120
+@pytest.mark.slow
 def test_video_is_the_same_after_a_kept_clip_was_removed(work: Path, clips) -> None:
     shutil.copytree(clips, work, dirs_exist_ok=True)
     kept(work, 1).unlink()
@@ -147,6 +149,7 @@ def test_video_is_the_same_after_a_kept_clip_was_removed(work: Path, clips) -> N
 
 
 # case 120
+@pytest.mark.slow
 def test_damaged_kept_clip_ends_without_a_traceback(work: Path, clips) -> None:
     shutil.copytree(clips, work, dirs_exist_ok=True)
     file = kept(work, 0)

@@ -79,23 +79,27 @@ def test_interrupted_video_is_resumed_to_the_same_frames(model: kg.Model, whole:
     assert np.array_equal(video.frames, whole)
 
 
+@pytest.mark.slow
 def test_interrupted_video_without_a_seed_is_resumed_by_the_same_call(model: kg.Model, work: Path) -> None:
     generate_interrupted(model, work, seed=None)
     generate(model, seed=None, keep_clips=work)
     assert len(folders(work)) == 1
 
 
+@pytest.mark.slow
 def test_more_clips_extend_those_that_are_kept(model: kg.Model, work: Path) -> None:
     generate(model, clips=2, keep_clips=work)
     generate(model, clips=3, keep_clips=work)
     assert len(folders(work)) == 1
 
 
+@pytest.mark.slow
 def test_longer_video_begins_with_the_frames_of_the_shorter(model: kg.Model, whole: np.ndarray) -> None:
     shorter = generate(model, clips=2).frames
     assert np.array_equal(shorter, whole[: len(shorter)])
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder_both_give_the_whole_video(model: kg.Model, whole: np.ndarray, work: Path) -> None:
     """The second begins and ends while the first is in its second clip."""
     second = []
@@ -118,6 +122,7 @@ def test_clips_behind_a_missing_file_are_not_used(model: kg.Model, whole: np.nda
     assert len(files(work)) == CLIPS
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_another_is_refused(model: kg.Model, work: Path) -> None:
     generate(model, keep_clips=work)
     first, second, _ = files(work)
@@ -172,6 +177,7 @@ def test_a_locked_folder_is_left_as_it_is(
     assert len(files(work)) == 1 and "in use by another process" in caplog.text
 
 
+@pytest.mark.slow
 def test_equal_prompts_of_a_list_are_different_videos(model: kg.Model, work: Path) -> None:
     few = {"num_frames": 3, "num_inference_steps": 2, "guidance_scale": 1, "height": 32, "width": 32, "clips": 2}
     first, second = kg.generate(model, ["a red fish", "a red fish"], keep_clips=work, **few)

@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from cases.public_layouts import BETAS, SD15, load, sd, unet
 from diffusers import SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -68,6 +69,23 @@ CASES = {
 }  # fmt: skip
 
 
+def by_steps(cases: Mapping[str, Case], usual: tuple[int, ...]) -> list[ParameterSet]:
+    """Return a parameter for each scheduler and number of steps.
+
+    usual: of several long samplings of one scheduler, those that are not left to runs by hand (`-m soak`).
+    """
+    return [
+        pytest.param(
+            case,
+            steps,
+            id=f"{name}-{steps}",
+            marks=pytest.mark.soak if len(case.steps) > 1 and steps >= 20 and steps not in usual else (),
+        )
+        for name, case in cases.items()
+        for steps in case.steps
+    ]
+
+
 @pytest.fixture(scope="module")
 def network() -> UNet2DConditionModel:
     return unet((8, 8), attention_head_dim=1, norm_num_groups=4, sample_size=LATENT_SIDE)
@@ -77,10 +95,7 @@ def network() -> UNet2DConditionModel:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("case", "steps"),
-    [pytest.param(case, steps, id=f"{name}-{steps}") for name, case in CASES.items() for steps in case.steps],
-)
+@pytest.mark.parametrize(("case", "steps"), by_steps(CASES, (20, 30)))  # 30 does not divide 1000 timesteps
 def test_sigmas_equal_those_of_the_checkpoint_scheduler(network: UNet2DConditionModel, case: Case, steps: int) -> None:
     pipeline = sd(case.scheduler, network)  # which sets steps_offset to 1 in its scheduler
     model = load(pipeline)
@@ -170,17 +185,14 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeline:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("case", "steps"),
-    [pytest.param(case, steps, id=f"{name}-{steps}") for name, case in TRAJECTORIES.items() for steps in case.steps],
-)
+@pytest.mark.parametrize(("case", "steps"), by_steps(TRAJECTORIES, (20,)))
 def test_one_frame_equals_the_image_of_the_diffusers_pipeline(
     pocket: StableDiffusionPipeline, case: Case, steps: int
 ) -> None:
     """Frame and image of the same noise differ by less than 1 grey level of 255 on average."""
     pocket.scheduler = case.scheduler
-    latents = noise.independent(0, range(1), (1, 8, 16, 16))[:, 0]
-    asked = {"num_inference_steps": steps, "guidance_scale": 7.5}
-    image = pocket(PROMPT, negative_prompt="", latents=latents, height=128, width=128, **asked).images[0]
+    latents = noise.independent(0, range(1), (1, 8, SIDE // 8, SIDE // 8))[:, 0]
+    asked = {"num_inference_steps": steps, "guidance_scale": 7.5, "height": SIDE, "width": SIDE}
+    image = pocket(PROMPT, negative_prompt="", latents=latents, **asked).images[0]
     video = kg.generate(load(pocket), PROMPT, num_frames=1, seed=0, **asked)
     assert np.abs(video.frames[0].astype(int) - np.asarray(image).astype(int)).mean() < 1

@@ -122,6 +122,7 @@ def test_json_output_and_identical_replay(run: Run, model: list, tmp_path: Path)
     assert files(tmp_path) == ["fish.gif", "outputs/a-red-fish_7.mp4"]
 
 
+@pytest.mark.slow
 def test_replay_with_another_model_names_the_differences(run: Run, model: list, sd_folder: Path) -> None:  # noqa: F811
     import torch
     from diffusers import StableDiffusionPipeline
@@ -328,6 +329,7 @@ def test_edit_takes_a_video_and_any_model(run: Run, model: list, tmp_path: Path)
     assert alone.status == 2 and "give a video and what to change in it" in alone.err
 
 
+@pytest.mark.slow
 def test_the_default_camera_motion_is_named(run: Run, model: list) -> None:
     few = ("a fish", *model, "--steps", 2, "-n", 2)
     named = run("generate", *few, "-o", "a.gif")

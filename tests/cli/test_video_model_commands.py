@@ -60,6 +60,7 @@ def test_animate_takes_an_image(run: Run, folder: Path, tmp_path: Path) -> None:
     assert "only 'fish.png'" in run("animate", "fish.png").err
 
 
+@pytest.mark.slow
 def test_a_converted_folder_generates_the_same_frames(run: Run, folder: Path, tmp_path: Path) -> None:
     result = run("convert", folder, "copy")
     assert (result.status, result.out) == (0, "copy\n"), result.err

@@ -149,6 +149,7 @@ def test_a_saved_model_keeps_its_motion_adapter(video: Path, still: Path, tmp_pa
         assert torch.equal(weight, again.net.motion_adapter.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_model_is_refused_with_both_names(
     video: Path, other: Path, still: Path, dog: Path
 ) -> None:

@@ -44,6 +44,7 @@ def reported(sets, tmp_path_factory):
     return write_reports(found, out), found
 
 
+@pytest.mark.slow
 def test_scores_have_values_errors_counts_and_protocols(sets, reported) -> None:
     (ours, theirs, extractors), (_, (found, _)) = sets, reported
     named = {score.name: score for score in found.scores}

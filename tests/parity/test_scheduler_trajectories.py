@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # numpy 2 about diffusers
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
 ]
-SIDE, STEPS, SEED = 64, 6, 3
+SIDE, STEPS, SEED = 32, 6, 3
 SHAPE = (1, 4, SIDE // 8, SIDE // 8)
 WIDTHS = (16, 32)
 PIPELINES: dict[str, Callable[[], StableDiffusionPipeline]] = {

@@ -48,7 +48,7 @@ def weights_forbidden() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in (
-            (tensor_files, "read_tensors"), (tensor_files, "read_content"), (pocket, "load_file"),
+            (tensor_files, "read_tensors"), (tensor_files, "read_content"), (pocket, "read_tensors"),
             (controlnets, "load_file"), (diffusers.ModelMixin, "from_pretrained"),
             (transformers.PreTrainedModel, "from_pretrained"),
         ):  # fmt: skip
@@ -180,6 +180,7 @@ def release(request, tmp_path_factory, sd_folder) -> test_video_checkpoints.Rele
     return test_video_checkpoints.release(tmp_path_factory.mktemp(request.param), made)
 
 
+@pytest.mark.slow
 def test_videocrafter_file_and_its_folder(release, tmp_path: Path) -> None:
     found = described(release.file, config=release.config)
     assert found.is_video

@@ -228,6 +228,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+@pytest.mark.slow
 def test_motion_lora_equals_merged_weights(sd_folder: Path, adapter_folder, tmp_path: Path, name: str) -> None:
     down, up = torch.randn(2, 8), torch.randn(8, 2)
     ends = ("A", "B") if "lora_" in name else ("down", "up")

@@ -242,6 +242,7 @@ def written(tensors, folder):
     return folder.parent / "vidrd.safetensors"
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_has_its_decoder(released) -> None:
     tensors, folder, decoder = released
     model = load(written(tensors, folder), config=folder, dtype="float32")

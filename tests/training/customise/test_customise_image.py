@@ -158,6 +158,7 @@ def test_without_a_prior_it_is_plain_fine_tuning() -> None:
     assert dreambooth.loss(*given, prior_weight=2.0) == {"subject": torch.tensor(1.5), "prior": torch.tensor(13.0)}
 
 
+@pytest.mark.slow
 def test_without_a_prior_it_trains_as_plain_fine_tuning_does(
     learn: Learn, tiny: Model, few: Path, tmp_path: Path
 ) -> None:
@@ -329,6 +330,7 @@ def test_a_killed_customisation_resumes_to_the_same_weights(
     assert equal(ended(tmp_path / "whole"), ended(tmp_path / "killed"))
 
 
+@pytest.mark.slow
 def test_finished_steps_are_not_repeated(learn: Learn, tmp_path: Path) -> None:
     learn()
     stamp = (tmp_path / "out" / "final").stat().st_mtime_ns

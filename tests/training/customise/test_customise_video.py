@@ -106,6 +106,7 @@ def estimate(model: Model, prompt: str = "a sks dog", frames: int = 3, scale: fl
 # -- results
 
 
+@pytest.mark.slow
 def test_one_file_adds_the_subject_to_the_video_model(
     done: tuple[Path, list[PhaseProgress]], video: Model, waves: Path
 ) -> None:

@@ -144,7 +144,9 @@ def most_unets(model: Model, steps: Iterator[PhaseProgress]) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, WHOLE], ids=["lora", "whole"])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, id="lora"), pytest.param(WHOLE, id="whole", marks=pytest.mark.soak)]
+)
 def test_customising_an_image_model_holds_one_more_network(
     sd_folder: Path, few: Path, tmp_path: Path, changes: dict
 ) -> None:
@@ -155,7 +157,13 @@ def test_customising_an_image_model_holds_one_more_network(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"spatial": None, "image": WHOLE}], ids=["adapter", "whole"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="adapter"),
+        pytest.param({"spatial": None, "image": WHOLE}, id="whole", marks=pytest.mark.soak),
+    ],
+)
 def test_customising_a_video_model_holds_one_more_network(
     waves: Path, few: Path, tmp_path: Path, changes: dict
 ) -> None:
