@@ -26,7 +26,7 @@ from kineograph.models.formats.layer_names import motion_module_name, target_lay
 from kineograph.models.loading.components import quiet_loading
 
 FEW = {"num_frames": 2, "num_inference_steps": 2, "seed": 3}
-SMALL = FEW | {"height": 64, "width": 64}
+SMALL = FEW | {"height": 32, "width": 32, "guidance_scale": 1}
 
 
 def frames(model: kg.Model, **more: Any) -> np.ndarray:
