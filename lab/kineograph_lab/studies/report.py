@@ -121,8 +121,11 @@ def _study_to_markdown(study: StudyReport) -> str:
 
 def _claim_row(claim: Claim) -> list[object]:
     answers = ["yes" if each else "**no**" for each in (claim.holds_uncorrected, claim.holds)]
-    numbers = [_with_error(claim.value, claim.error), f"{claim.low:.3f} to {claim.high:.3f}", claim.bar]
-    return [claim.name, *numbers, claim.count, claim.clusters, f"{claim.p:.2g}", f"{claim.p_corrected:.2g}", *answers]
+    bounds, p = f"{claim.low:.3f} to {claim.high:.3f}", f"{claim.p:.2g}"
+    if math.isnan(claim.p):  # of a single cluster
+        bounds = p = "-"
+    numbers = [_with_error(claim.value, claim.error), bounds, claim.bar, claim.count, claim.clusters]
+    return [claim.name, *numbers, p, f"{claim.p_corrected:.2g}", *answers]
 
 
 def _cell(estimate: Estimate) -> str:

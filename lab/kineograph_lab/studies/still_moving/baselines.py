@@ -229,4 +229,5 @@ ABLATION = Analysis(
     cases=lambda count: customisation_cases(min(count, ABLATED_CASES)),
     state_claims=_state_ablation_claims,
     rows=ROWS,
+    cases_with_images=(0,),
 )
