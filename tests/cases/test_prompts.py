@@ -64,7 +64,8 @@ LONG = "a cat BREAK a dog on (grass:1.3)"
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_video_of_weights_and_chunks_is_replayed(sd_folder, sdxl_folder, work, family) -> None:
     model = load(sd_folder if family == "sd" else sdxl_folder)
-    for options in ({}, {"negative_prompt": LONG}, {"prompt_at": {2: "a"}}, {"prompt_weights": "comfyui"}):
+    variants = ({}, {"negative_prompt": LONG}, {"prompt_at": {2: "a"}}, {"prompt_weights": "comfyui"})
+    for options in variants if family == "sd" else variants[1:2]:
         video = kg.generate(model, LONG, **FEW, **options)
         assert video.settings["prompt_weights"] == options.get("prompt_weights", "a1111")
         assert (
