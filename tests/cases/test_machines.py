@@ -20,6 +20,7 @@ import kineograph as kg
 from kineograph.cli import OutputStream
 
 CHINESE = "一.mp4"
+SOAK = pytest.mark.soak  # seconds for a new process, in a way that resembles another
 
 
 @pytest.fixture
@@ -91,10 +92,11 @@ ASCII_FILE_NAMES = C_LOCALE | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         ),
         pytest.param(["inspect", CHINESE], ASCII_FILE_NAMES, "", id="inspect in C"),
         pytest.param(["inspect", CHINESE], {"PYTHONIOENCODING": "cp1252"}, "", id="inspect in cp1252"),
-        pytest.param(["models"], {"NO_COLOR": "1", "FORCE_COLOR": "1"}, "", id="no colour"),
-        pytest.param(["doctor"], {"TERM": "dumb"}, "", id="dumb terminal"),
-        pytest.param(generation("x.mp4"), {"TMPDIR": "/nonexistent"}, "", id="no TMPDIR"),
-        pytest.param(generation("x.mp4"), {}, "HOME", id="no HOME"),
+        pytest.param(["inspect", CHINESE], {"NO_COLOR": "1", "FORCE_COLOR": "1"}, "", id="no colour"),
+        pytest.param(["models"], {"NO_COLOR": "1", "TERM": "dumb"}, "", id="dumb terminal"),
+        pytest.param(["doctor"], {"TERM": "dumb"}, "", id="doctor, dumb terminal", marks=SOAK),
+        pytest.param(generation("x.mp4"), {"TMPDIR": "/nonexistent"}, "HOME", id="no TMPDIR, no HOME"),
+        pytest.param(generation("x.mp4"), {}, "HOME", id="no HOME", marks=SOAK),
     ],
 )
 def test_environment_may_be_odd(desk, command, env, without) -> None:
@@ -115,9 +117,19 @@ def test_vae_file_loads_without_a_temporary_folder(desk) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("read", [1, 0], ids=["after a byte", "at once"])
 @pytest.mark.parametrize(
-    "command", [["models", "--json"], ["inspect", CHINESE], ["generate", "--help"], ["doctor"]], ids=" ".join
+    ("command", "read"),
+    [
+        pytest.param(command, read, id=f"{' '.join(command)}-{said}", marks=marks)
+        for command, usual in (
+            (["models", "--json"], (1,)),
+            (["inspect", CHINESE], (1, 0)),
+            (["generate", "--help"], (0,)),
+            (["doctor"], ()),
+        )
+        for read, said in ((1, "after a byte"), (0, "at once"))
+        for marks in [() if read in usual else SOAK]
+    ],
 )
 def test_reader_of_a_pipe_may_leave(desk, command, read) -> None:
     """Case 54 (B2#1071): `kineograph models --json | head -c 1`."""
@@ -141,10 +153,10 @@ def test_stdout_may_be_closed(desk) -> None:
     ("streams", "status"),
     [
         pytest.param('"$@" 2>&1 | head -c 0; exit ${PIPESTATUS[0]}', 0, id="nobody reads"),
-        pytest.param('PYTHONUNBUFFERED=1 "$@" | head -c 0; exit ${PIPESTATUS[0]}', 0, id="nobody reads, unbuffered"),
-        pytest.param('"$@" 2>/dev/full', 0, id="messages cannot be written"),
+        pytest.param('PYTHONUNBUFFERED=1 "$@" | head -c 0; exit ${PIPESTATUS[0]}', 0, id="unbuffered", marks=SOAK),
+        pytest.param('"$@" 2>/dev/full', 0, id="messages cannot be written", marks=SOAK),
         pytest.param('"$@" >/dev/full', 2, id="the path cannot be written"),
-        pytest.param('"$@" <&- >&- 2>&-', 0, id="all are closed"),
+        pytest.param('"$@" <&- >&- 2>&-', 0, id="all are closed", marks=SOAK),
     ],
 )
 def test_video_is_there_whatever_becomes_of_the_output(desk, streams, status) -> None:
@@ -170,7 +182,7 @@ def test_what_is_printed_to_a_reader_that_left_goes_nowhere() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["/proc", "/nonexistent", "a file"])
+@pytest.mark.parametrize("folder", ["/proc", *(pytest.param(each, marks=SOAK) for each in ("/nonexistent", "a file"))])
 def test_curation_needs_no_temporary_folder(desk, folder) -> None:
     """A relative of case 55."""
     (desk / "a file").touch()
