@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from peft import LoraConfig
 from safetensors.torch import save_file
 
@@ -29,7 +30,7 @@ FEATURES = (
 OF_VIDEO_MODELS = {"adapter", "window", "motion strength"}
 PROMPTS = ["a sks cat rising", "a blue boat"]
 FEW: dict[str, Any] = {
-    "num_frames": 4, "num_inference_steps": 4, "seed": 3, "height": 64, "width": 64, "guidance_scale": 3.0,
+    "num_frames": 3, "num_inference_steps": 3, "seed": 3, "height": 64, "width": 64, "guidance_scale": 1.0,
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "clips": {"clips": 2},
@@ -37,13 +38,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "camera motion": {"camera": "pan:60,0"},
     "window": {"window": 2},
     "motion strength": {"motion_strength": 0.5},
-    "strength": {"strength": 0.5},
+    "strength": {"strength": 0.7},  # two of three steps
     "prompt travel": {"prompt_at": {2: "a green fish"}},
     "second model": {"refine_at": (0.7,), "video_steps": 2},
 }
 GREY_LEVELS = 1  # a batch rounds differently
 
 Features = frozenset[str]
+GENERATED: dict[str, list[np.ndarray]] = {}  # frames by all that they were generated from
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,6 @@ def load(name: str, **options: str) -> kg.Model:
     return kg.load(name, dtype="float32", device="cpu", **options)  # type: ignore[arg-type]
 
 
-@cache
 def generate(features: Features, pair: Features, folder: Path) -> list[np.ndarray]:
     """Return the frames with these features, on the models that the whole pair needs."""
     video = {"image": {"image": folder / "in.png"}, "edit": {"video": folder / "in.mp4"}}
@@ -111,8 +112,12 @@ def generate(features: Features, pair: Features, folder: Path) -> list[np.ndarra
     if "animate" in features:
         given |= video["image"] | ({"first_frame": "pinned"} if pinned else {})
     prompts = PROMPTS if "prompt list" in features else PROMPTS[:1]
-    videos = kg.generate(load(name, **models), prompts, video_model=second, **given)
-    return [each.frames for each in videos]
+    # what does not depend on the pair is generated once
+    made = repr((name, models, second and second.settings, prompts, {key: given[key] for key in sorted(given)}))
+    if made not in GENERATED:
+        videos = kg.generate(load(name, **models), prompts, video_model=second, **given)
+        GENERATED[made] = [each.frames for each in videos]
+    return GENERATED[made]
 
 
 def table() -> dict[Features, str]:
@@ -136,8 +141,16 @@ def test_the_document_has_every_pair() -> None:
     assert set(table()) == set(map(frozenset, combinations(FEATURES, 2)))
 
 
+def pairs() -> Iterator[ParameterSet]:
+    """Yield all pairs of features; of those that work, half are left to runs by hand (`-m soak`)."""
+    for (place, one), (other_place, other) in combinations(enumerate(FEATURES), 2):
+        left_out = (place + other_place) % 2 and not table()[frozenset((one, other))]
+        is_soak = left_out and not {"strength", "prompt travel"} & {one, other}
+        yield pytest.param((one, other), id=f"{one} and {other}", marks=pytest.mark.soak if is_soak else ())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", [*combinations(FEATURES, 2)], ids=" and ".join)
+@pytest.mark.parametrize("pair", [*pairs()])
 def test_pair_works_or_is_refused_as_the_document_says(pair: tuple[str, str], inputs: Path) -> None:
     both = frozenset(pair)
     if refused := table()[both]:
@@ -161,13 +174,13 @@ def test_two_models_take_everything_at_once(inputs: Path) -> None:
     model, second = load("pocket", decoder="pocket-vidrd"), load("pocket-animate", adapter="pocket-fox")
     options: dict[str, Any] = {
         **FEW, **OPTIONS["second model"], "clips": 2, "image": inputs / "in.png", "first_frame": "pinned",
-        "control": {"canny": inputs / "in.mp4"}, "smooth_background": 0.6, "camera": "pan:20,0", "window": 3,
+        "control": {"canny": inputs / "in.mp4"}, "smooth_background": 0.6, "camera": "pan:20,0", "window": 2,
         "sampler": "euler-ancestral", "then": ["a green boat"],
     }  # fmt: skip
     whole = [each.frames for each in kg.generate(model, PROMPTS, video_model=second, **options)]
-    assert [len(frames) for frames in whole] == [8, 8]
+    assert [len(frames) for frames in whole] == [6, 6]
     (first,) = kg.generate(model, PROMPTS[:1], video_model=second, **{**options, "clips": 1, "then": ()})
-    assert np.abs(whole[0][:4].astype(int) - first.frames).max() <= GREY_LEVELS
+    assert np.abs(whole[0][:3].astype(int) - first.frames).max() <= GREY_LEVELS
     unset: list[dict[str, Any]] = [
         {"then": ()}, {"smooth_background": 0.0, "camera": None}, {"control": {}}, {"window": None},
         {"first_frame": "shown"}, {"sampler": None},
