@@ -109,9 +109,12 @@ def ratio(ours: Values, theirs: Values, clusters: Clusters | None = None) -> Est
     """
     number = cluster_numbers(clusters, len(ours))
     top, bottom = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if len(top) == 0 or bottom.sum() == 0:
+    if len(top) == 0:
         return NO_ESTIMATE
-    value, count = top.sum() / bottom.sum(), int(number.max()) + 1
+    count = int(number.max()) + 1
+    if bottom.sum() == 0:
+        return Estimate(math.nan, math.nan, len(top), count, 0)
+    value = top.sum() / bottom.sum()
     totals = np.bincount(number, top - value * bottom)
     scale = abs(bottom.sum())
     error = math.sqrt(count / (count - 1) * np.square(totals).sum()) / scale if count > 1 else math.nan

@@ -7,7 +7,6 @@ stopped. The methods share the customised image network, the still videos that i
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -19,6 +18,7 @@ from typing import Any
 from kineograph.media.files import replace_atomically
 from kineograph.methods import still_moving
 from kineograph.metrics.features import Frames
+from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph.training.customise import (
     VideoCustomisationSettings,
@@ -101,18 +101,18 @@ def customise_by_interpolation(generate_case: GenerateCase, judges: Judges, vide
     """Customise by weight interpolation; the customised network's share is the one that scores best on the item."""
     customised = customise_by_injection(video, item)
     file = item_folder(video, item) / "interpolation.json"
-    if not file.exists():
+    chosen_for = {
+        "shares": list(SHARES), "judges": dict(judges.weight_hashes),
+        "networks": [fingerprint(each.net) for each in (video, customised)],
+    }  # fmt: skip
+    earlier = json.loads(file.read_text()) if file.exists() else {}
+    if earlier.get("chosen_for") != chosen_for:
         videos = {share: generate_case(_interpolate(video, customised, share), held_out_case(item)) for share in SHARES}
         scores = {share: _score(frames, item, judges) for share, frames in videos.items()}
+        earlier = {"share": max(scores, key=lambda each: scores[each]), "scores": scores, "chosen_for": chosen_for}
         with replace_atomically(file) as part:
-            part.write_text(json.dumps({"share": max(scores, key=lambda each: scores[each]), "scores": scores}))
-    return _interpolate(video, customised, interpolation_share(video, item))
-
-
-def interpolation_share(video: Model, item: Item) -> float:
-    """Return the share chosen for an item; NaN if it was not chosen on this machine."""
-    file = item_folder(video, item) / "interpolation.json"
-    return float(json.loads(file.read_text())["share"]) if file.exists() else math.nan
+            part.write_text(json.dumps(earlier))
+    return _interpolate(video, customised, float(earlier["share"]))
 
 
 def _interpolate(video: Model, customised: Model, share: float) -> Model:
