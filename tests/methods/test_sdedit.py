@@ -11,7 +11,7 @@ import pytest
 import kineograph as kg
 from kineograph.plan import last_sigmas
 
-FEW: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, "guidance_scale": 1.0, "height": 32, "width": 32}
+FEW: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, "guidance_scale": 3.0, "height": 32, "width": 32}
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,7 @@ def test_more_strength_moves_away_from_the_video(image_model: kg.Model, video: P
 
 @pytest.mark.slow
 def test_any_method_and_control_start_from_the_video(image_model: kg.Model, video_model: kg.Model, video: Path) -> None:
-    few = FEW | {"guidance_scale": 3.0}
-    plain = kg.generate(image_model, "a blue cat", num_frames=2, **few).frames
+    plain = kg.generate(image_model, "a blue cat", num_frames=2, **FEW).frames
     variants: list[dict[str, Any]] = [
         {"model": video_model},
         {"video_model": video_model, "refine_at": (0.9,), "video_steps": 1},
@@ -81,7 +80,7 @@ def test_any_method_and_control_start_from_the_video(image_model: kg.Model, vide
     results = [plain]
     for variant in variants:
         model = variant.pop("model", image_model)
-        result = kg.edit(model, video, "a blue cat", num_frames=2, strength=0.5, **few, **variant)
+        result = kg.edit(model, video, "a blue cat", num_frames=2, strength=0.5, **FEW, **variant)
         assert result.settings["strength"] == 0.5
         assert not any(np.array_equal(result.frames[:2], other[:2]) for other in results)
         results.append(result.frames)
