@@ -32,8 +32,9 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
     """Return the function, or class, checked at run time: with shapes by jaxtyping, without by beartype alone."""
     if function is None:
         return partial(jaxtyped, typechecker=typechecker)
-    if inspect.isfunction(function) and not inspect.isgeneratorfunction(function) and not _has_shapes(function):
-        return _check(function)
+    is_plain = inspect.isfunction(function) and not inspect.isgeneratorfunction(function)
+    if is_plain and "<locals>" not in function.__qualname__ and not _has_shapes(function):
+        return _check(function)  # which would keep alive what a nested function refers to
     return _jaxtyped(function, typechecker=typechecker)
 
 

@@ -49,7 +49,7 @@ def weights_forbidden() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in (
             (tensor_files, "read_tensors"), (tensor_files, "read_content"), (pocket, "read_tensors"),
-            (controlnets, "load_file"), (diffusers.ModelMixin, "from_pretrained"),
+            (diffusers.ModelMixin, "from_pretrained"),
             (transformers.PreTrainedModel, "from_pretrained"),
         ):  # fmt: skip
             patch.setattr(owner, name, read)
