@@ -72,12 +72,10 @@ def exponential(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
 def beta(sigma_max: float, sigma_min: float, steps: int, shape: float = 0.6) -> list[float]:
     """Return sigmas at quantiles of a beta distribution between two sigmas, dense at both ends, and 0.
 
-    Raises InputError without scipy. Source: Lee et al. 2024.
+    Source: Lee et al. 2024.
     """
-    try:
-        from scipy.stats import beta as distribution  # type: ignore[import-untyped]
-    except ImportError:
-        raise InputError("beta spacing needs scipy: pip install scipy") from None
+    from scipy.stats import beta as distribution  # imported here, as it takes half a second
+
     quantiles = distribution.ppf(1 - np.linspace(0, 1, steps), shape, shape)
     return [*(sigma_min + quantiles * (sigma_max - sigma_min)).tolist(), 0.0]
 

@@ -87,8 +87,14 @@ def test_prompts_of_other_lengths_do_not_change_each_other(model) -> None:
     kg.generate(model, "a cat", clips=2, then=["a " * 160], **FEW)
 
 
+MODEL = {
+    "model": {"name": "pocket", "load": {}, "device": "cpu", "dtype": "float32", "weights": {}},
+    "versions": {}, "machine": {},
+}  # fmt: skip
+
+
 def test_videos_made_before_read_their_prompts_as_text(model) -> None:
-    settings = {"prompt": "a (cat:1.3) <lora:a:1>", "seed": 3, "frames_sha256": "", "model": {}, "settings_version": 2}
+    settings = {"prompt": "a (cat:1.3) <lora:a:1>", "seed": 3, "frames_sha256": "", **MODEL, "settings_version": 2}
     prompt, options = recorded_request(settings)
     assert (prompt, options["prompt_weights"]) == (settings["prompt"], "off")
     with pytest.raises(kg.InputError, match="names the LoRA 'a'"):

@@ -109,8 +109,12 @@ def test_settings_of_version_0_become_options() -> None:
     assert options["video_steps"] == elevation["video_steps"]
 
 
+MODEL = {
+    "model": {"name": "pocket", "load": {}, "device": "cpu", "dtype": "float32", "weights": {}},
+    "versions": {}, "machine": {},
+}  # fmt: skip
 RECORDED = {
-    "settings_version": 1, "prompt": "a fish", "seed": 3, "frames_sha256": "", "model": {}, "method": "video-elevator",
+    "settings_version": 1, "prompt": "a fish", "seed": 3, "frames_sha256": "", **MODEL, "method": "video-elevator",
     "num_frames": None, "fps": None, "sampler": "ddim", "motion": None, "masks": "rembg", "control": [], "video": None,
     "image": None, "then": ["a car"], "clips": 2, "smooth_background": 0.0,
     "elevation": {
@@ -158,7 +162,7 @@ def test_an_edit_of_version_1_has_the_method_of_an_image_model() -> None:
 
 
 def test_current_settings_are_their_own_options_and_later_ones_are_refused() -> None:
-    settings = {"prompt": "a fish", "seed": 3, "frames_sha256": "", "model": {}, "clip_overlap": 1}
+    settings = {"prompt": "a fish", "seed": 3, "frames_sha256": "", **MODEL, "clip_overlap": 1}
     assert recorded_request({**settings, "settings_version": SETTINGS_VERSION})[1]["clip_overlap"] == 1
     with pytest.raises(InputError, match=f"from 0 to {SETTINGS_VERSION}, not 99"):
         recorded_request({**settings, "settings_version": 99})

@@ -286,7 +286,6 @@ def test_doctor_and_commands_agree_on_opencv(run: Run, monkeypatch: pytest.Monke
     assert findings["OpenCV"]["to_do"] == "pip install 'kineograph[control]'"
     for use in ("--control canny", "kineograph evaluate", "kineograph curate"):
         assert use in findings["OpenCV"]["found"]
-    assert findings["scipy"]["to_do"] == "" and "--control pose" in findings["scipy"]["found"]
 
 
 # --- methods

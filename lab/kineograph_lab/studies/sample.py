@@ -64,7 +64,8 @@ def sample_latents(model: Model, case: Case, *, steps: int = STEPS) -> Latents:
     shape = (1, *model.latent_shape(*model.default_size))
     initial_noise = noise.partly_shared(model.temporal.noise_ratio, case.seed, range(FRAMES), shape).to(model.device)
     denoise = classifier_free_guidance(denoise_cond, denoise_uncond, SCALE)
-    return final_latents(sample(denoise, initial_noise, sigmas, sampler=ddim))
+    start = model.schedule.initial_scale(sigmas[0]) * initial_noise
+    return final_latents(sample(denoise, start, sigmas, sampler=ddim))
 
 
 @torch.no_grad()

@@ -24,7 +24,6 @@ from kineograph.plugins import INSTALL_LABORATORY, find_plugins
 # module -> its name, what needs it, and the extra that installs it
 OPTIONAL = {
     "cv2": ("OpenCV", "--control canny, kineograph evaluate and kineograph curate", "control"),
-    "scipy": ("scipy", "--control pose", "control"),
     "rembg": ("rembg", "--foreground-masks rembg", "saliency"),
     "scenedetect": ("PySceneDetect", "kineograph curate", "data"),
     "ray": ("Ray", "kineograph curate with several processes", "data"),

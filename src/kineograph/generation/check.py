@@ -73,6 +73,8 @@ def _check_text(text: str, weights: PromptWeights) -> None:
             f"the prompt {text[:60]!r} has bytes that are no UTF-8: write it again, in a terminal or a file whose "
             "encoding is UTF-8"
         )
+    if "\0" in text:
+        raise InputError(f"the prompt {text[:60]!r} has a null character: leave it out")
     check_weights(text, weights)
 
 

@@ -38,7 +38,7 @@ from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.study import PROMPT_ROWS, Analysis, Study, metric_values
 
-SampleSteps = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
+SampleSteps = Callable[[Denoise, Latents, Latents, Sequence[float], Warp], Iterator[Step]]
 
 DEFAULTS = {**defaults(SharedOptions), "num_frames": NUM_FRAMES, "motion": DEFAULT_CAMERA}
 RECORDED_OPTIONS = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "motion")
@@ -52,13 +52,18 @@ class Arm(NamedTuple):
     sample: SampleSteps
 
 
-def sample_independently(denoise: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
-    """Sample every frame from noise of its own."""
-    return ddim(denoise, sigmas[0] * noise, sigmas)
+def sample_independently(
+    denoise: Denoise, start: Latents, noise: Latents, sigmas: Sequence[float], warp: Warp
+) -> Iterator[Step]:
+    """Sample every frame from noise of its own. start: the noise, scaled as the scheduler scales initial noise."""
+    return ddim(denoise, sigmas[0] * start, sigmas)
 
 
-def sample_warped(denoise: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
+def sample_warped(
+    denoise: Denoise, start: Latents, noise: Latents, sigmas: Sequence[float], warp: Warp
+) -> Iterator[Step]:
     """Sample every frame from the first frame's latents, warped by the camera motion."""
+    noise = torch.cat([start[:, :1], noise[:, 1:]], dim=1)
     renoise_to, warp_at = paper_sigmas(noise.shape, highest=sigmas[0])
     return sample(denoise, noise, sigmas, warp=warp, warp_at=warp_at, renoise_to=renoise_to)
 
@@ -100,7 +105,7 @@ def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], option
         model.bind(model.prompt(each), frame_attention=arm.frame_attention) for each in texts
     )
     denoise = classifier_free_guidance(denoise_cond, denoise_uncond, options["guidance_scale"])
-    x0 = final_latents(arm.sample(denoise, noise, sigmas, warp))
+    x0 = final_latents(arm.sample(denoise, noise * model.schedule.initial_scale(sigmas[0]), noise, sigmas, warp))
     return [Video.from_tensor(frames).frames for frames in model.decode(x0)]
 
 

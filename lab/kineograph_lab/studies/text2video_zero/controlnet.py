@@ -77,7 +77,8 @@ def _sample_unguided(model: Model, steps: int, case: Case) -> Frames:
     sigmas = model.schedule.sampling_sigmas(steps)
     noise = shared(case.seed, range(FRAMES), (1, *model.latent_shape(*model.default_size)))
     denoise = classifier_free_guidance(denoise_cond, denoise_uncond, SCALE)
-    x0 = final_latents(ddim(denoise, sigmas[0] * noise.to(model.device), sigmas))
+    x = sigmas[0] * model.schedule.initial_scale(sigmas[0]) * noise.to(model.device)
+    x0 = final_latents(ddim(denoise, x, sigmas))
     return Video.from_tensor(model.decode(x0)[0]).frames
 
 

@@ -88,7 +88,7 @@ def _edit_case(editor: Model, frame_attention: FrameAttention, steps: int, case:
         bind(cond, channels), bind(uncond, channels), bind(uncond, torch.zeros_like(channels)), SCALE, IMAGE_SCALE
     )
     sigmas, shape = editor.schedule.sampling_sigmas(steps), (1, *channels.shape[2:])
-    noise = shared(case.seed, range(FRAMES), shape).to(editor.device)
+    noise = editor.schedule.initial_scale(sigmas[0]) * shared(case.seed, range(FRAMES), shape).to(editor.device)
     sampler = euler_ancestral(per_sigma(case.seed, [0] * FRAMES, shape))
     x0 = final_latents(sampler(denoise, sigmas[0] * noise, sigmas))
     return Video.from_tensor(editor.decode(x0)[0]).frames

@@ -77,7 +77,8 @@ def _generate_image(model: Model, steps: int, case: Case) -> Frames:
     denoise_cond, denoise_uncond = (model.bind(model.prompt([text])) for text in (case.prompt, ""))
     shape = (1, *model.latent_shape(*model.default_size))
     denoise = classifier_free_guidance(denoise_cond, denoise_uncond, SCALE)
-    return decode_frames(model, final_latents(ddim(denoise, sigmas[0] * independent(case.seed, [0], shape), sigmas)))
+    x = sigmas[0] * model.schedule.initial_scale(sigmas[0]) * independent(case.seed, [0], shape)
+    return decode_frames(model, final_latents(ddim(denoise, x, sigmas)))
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
