@@ -115,6 +115,12 @@ def bind_controls(plan: Plan) -> Plan:
     options, model = plan.read(ControlOptions), plan.model
     controls = list_controls(options)
     nets = [model.control(control.kind) for control in controls]
+    for net in nets:
+        if net.reduction != model.vae_scale_factor:
+            raise InputError(
+                f"this control network reduces height and width to 1/{net.reduction}, and the VAE of {model.name} to "
+                f"1/{model.vae_scale_factor}: take one made for the model's family"
+            )
     embeddings = [
         _embed_maps(net, control, footage, plan)
         for net, control, footage in zip(nets, controls, plan.control_footage, strict=True)

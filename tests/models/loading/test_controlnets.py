@@ -1,5 +1,6 @@
 """ControlNets of a model: sources, checks against its U-Net, and errors for those that are missing."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, T2IAdapter
@@ -73,10 +74,10 @@ def test_pocket_model_has_three_controlnets() -> None:
     assert all(torch.isfinite(weight).all() for weight in net.state_dict().values())
 
 
-def test_controlnet_for_latents_of_another_size_is_refused() -> None:
+def test_controlnet_for_latents_of_another_size_is_refused(tmp_path) -> None:
     base = sd()
-    with pytest.raises(InputError, match="reduces height and width to 1/8, and the model's VAE to 1/2"):
-        kg.load(base, controlnet=ControlNetModel.from_unet(base.unet))
+    maps = kg.Video(np.zeros((1, 16, 16, 3), np.uint8), 4)
     adapter = T2IAdapter(in_channels=3, channels=list(base.unet.config.block_out_channels), downscale_factor=8)
-    with pytest.raises(InputError, match="reduces height and width to 1/8, and the model's VAE to 1/2"):
-        kg.load(base, controlnet=adapter)
+    for network in (ControlNetModel.from_unet(base.unet), adapter):
+        with pytest.raises(InputError, match="reduces height and width to 1/8, and the VAE of .* to 1/2"):
+            kg.generate(kg.load(base, controlnet=network), "a fish", control={"seg-map": maps}, num_frames=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.models.description import ANY_CONTROL, vae_scale_factor
+from kineograph.models.description import ANY_CONTROL
 from kineograph.models.formats import key_map, known_configurations, ldm, tensor_files
 from kineograph.models.formats.architecture import block_indices, report_missing_tensors
 from kineograph.models.formats.key_map import KeyMap, select_prefix
@@ -83,8 +83,6 @@ def load_controlnet(
     else:
         net, name = source, "this network"
     if isinstance(net, T2IAdapter):
-        first_level = 2 if net.config.adapter_type == "full_adapter_xl" else 1
-        _check_reduction(net.config.downscale_factor // first_level, components, name)
         opened: ControlNetwork = VideoT2IAdapter(placed(net, placement), unet)
     elif isinstance(net, ControlNetModel):
         _check_fits(net, components, name)
@@ -111,18 +109,8 @@ def _check_fits(net: ControlNetModel, components: Components, name: str) -> None
             f"{name} reads latents of {net.config.in_channels} channels, and the model's have "
             f"{latent_channels}: take a ControlNet made for the model's family"
         )
-    _check_reduction(2 ** (len(net.config.conditioning_embedding_out_channels) - 1), components, name)
     refuse_unused_hooks(net, "the ControlNet")
     check_attention_processors(net)
-
-
-def _check_reduction(factor: int, components: Components, name: str) -> None:
-    """Raise InputError unless a control network reduces height and width to the latents' as the VAE does."""
-    if factor != (expected := vae_scale_factor(components.vae.config)):
-        raise InputError(
-            f"{name} reduces height and width to 1/{factor}, and the model's VAE to 1/{expected}: take one made for "
-            "the model's family"
-        )
 
 
 def _read(

@@ -41,6 +41,11 @@ class VideoControlNet(nn.Module):
             raise InputError("this ControlNet has global_pool_conditions=True (shuffle), which is not supported")
         self.controlnet = controlnet
 
+    @property
+    def reduction(self) -> int:
+        """Height and width of a map over those of the latents that it is for."""
+        return 2 ** (len(self.controlnet.config.conditioning_embedding_out_channels) - 1)
+
     @torch.no_grad()
     def embed(self, maps: ControlMaps) -> ControlEmbedding:
         """Embed control maps, values from 0 to 1, at the latents' size: the same for all noise levels."""

@@ -44,6 +44,12 @@ class VideoT2IAdapter(nn.Module):
             )
         self.adapter = adapter
 
+    @property
+    def reduction(self) -> int:
+        """Height and width of a map over those of the latents that it is for."""
+        config = self.adapter.config  # SDXL's first features are for latents of half the size
+        return config.downscale_factor // (2 if config.adapter_type == "full_adapter_xl" else 1)
+
     @torch.no_grad()
     def embed(self, maps: ControlMaps) -> ControlEmbedding:
         """Return the features of control maps, values from 0 to 1, for each down block.
