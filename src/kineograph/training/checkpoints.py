@@ -165,7 +165,10 @@ def _is_whole(path: Path) -> bool:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(record, dict):
+        raise ValueError(f"{path / 'state.json'} is no record of a checkpoint")
+    return record
 
 
 def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:
