@@ -28,6 +28,7 @@ def test_a_thousand_mutated_inputs_are_read_or_refused_in_a_line(tmp_path: Path)
     assert not summary["failures"]
 
 
+@pytest.mark.soak
 def test_inputs_without_mutations_are_read(tmp_path: Path) -> None:
     readers = fuzz("--valid", "--failures", tmp_path)["readers"]
     assert len(readers) > 30

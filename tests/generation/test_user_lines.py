@@ -179,8 +179,8 @@ def test_the_folder_of_another_network_is_refused_in_one_line(tmp_path: Path) ->
     for part in ("vae", "unet", "text_encoder"):
         getattr(sd(), part).save_pretrained(tmp_path / part)
     for option, part, said in (
-        ("motion_module", "text_encoder", "text_encoder holds a CLIPTextModel, where temporal layers are expected"),
-        ("decoder", "text_encoder", "text_encoder holds a CLIPTextModel, where temporal layers are expected"),
+        ("motion_module", "text_encoder", "text_encoder holds a 'CLIPTextModel', where temporal layers are expected"),
+        ("decoder", "text_encoder", "text_encoder holds a 'CLIPTextModel', where temporal layers are expected"),
         ("vae", "unet", "is of the kind UNet2DConditionModel: expected AutoencoderKL"),
         ("controlnet", "vae", "found AutoencoderKL"),
     ):

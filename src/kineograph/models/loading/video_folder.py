@@ -194,5 +194,6 @@ def _file(folder: Path, name: str) -> Path:
 def _read_layers_config(kind: type[Record], folder: Path) -> Record:
     config = read_json(_file(folder, CONFIG))
     if network := config.get("_class_name") or config.get("architectures"):
-        raise InputError(f"{folder} holds a {shown(network)}, where temporal layers are expected")
+        names = ", ".join(map(str, network)) if isinstance(network, list) else network
+        raise InputError(f"{folder} holds a {shown(names)}, where temporal layers are expected")
     return validated(kind, config, str(folder / CONFIG))
