@@ -25,7 +25,12 @@ def test_unknown_networks_and_modes_are_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of diffusers' deprecated pipeline
 @pytest.mark.parametrize(
-    ("mode", "dtype"), [pytest.param("motion", torch.bfloat16, marks=pytest.mark.soak), ("control", torch.float32), ("video", torch.float32)]
+    ("mode", "dtype"),
+    [
+        pytest.param("motion", torch.bfloat16, marks=pytest.mark.soak),
+        ("control", torch.float32),
+        ("video", torch.float32),
+    ],
 )
 def test_bench_compares_equal_videos(monkeypatch: pytest.MonkeyPatch, tmp_path, mode, dtype) -> None:
     monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: memory.peak_memory() / 1e9)
