@@ -6,7 +6,6 @@ has the SHA-256 of its tar and its own: what is damaged is made again.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from kineograph.curation.sources import SourceFile
 from kineograph.errors import InputError, load_json
-from kineograph.media.files import replace_atomically
+from kineograph.media.files import file_sha256, json_sha256, replace_atomically
 
 WORK = ".work"  # hidden from readers of the output as a data set
 
@@ -63,8 +62,8 @@ def write_record(path: Path, record: FileRecord) -> None:
     """Write a record atomically, once the clips beside it are whole."""
     content: dict[str, Any] = {name: [each._asdict() for each in rows] for name, rows in record._asdict().items()}
     tar = path.with_suffix(".tar")
-    content |= {"tar": {"size": tar.stat().st_size, "sha256": _file_digest(tar)} if record.clips else None}
-    write_text(path, json.dumps(content | {"sha256": _digest(content)}))
+    content |= {"tar": {"size": tar.stat().st_size, "sha256": file_sha256(tar)} if record.clips else None}
+    write_text(path, json.dumps(content | {"sha256": json_sha256(content)}))
 
 
 def load_record(path: Path) -> FileRecord | None:
@@ -88,7 +87,7 @@ def check_clips(tar: Path) -> None:
     """Raise InputError when the tar with a file's clips is damaged, and remove its record, so that it is made again."""
     record = tar.with_suffix(".json")
     expected = (_read_whole(record) or {}).get("tar")
-    if expected and expected["sha256"] != _file_digest(tar):
+    if expected and expected["sha256"] != file_sha256(tar):
         record.unlink(missing_ok=True)
         raise InputError(f"{tar} is damaged: run the same command again, which makes its clips again")
 
@@ -97,16 +96,7 @@ def _read_whole(path: Path) -> dict[str, Any] | None:
     """Return the content of a record; None where it is missing or damaged."""
     content = dict(read_json_file(path))
     own = content.pop("sha256", None)  # records of earlier versions have none
-    return content if content and own in (None, _digest(content)) else None
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return content if content and own in (None, json_sha256(content)) else None
 
 
 def write_text(path: Path, text: str) -> None:

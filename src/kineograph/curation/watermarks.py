@@ -16,7 +16,7 @@ from kineograph.curation.decoding import Frame, open_decodable, sample_frames
 from kineograph.curation.records import WORK, write_text
 from kineograph.curation.settings import CurationSettings, Watermarks
 from kineograph.curation.sources import SourceFile
-from kineograph.media.files import replace_atomically
+from kineograph.media.files import file_sha256, replace_atomically
 from kineograph.media.frames import BrokenFile
 from kineograph.media.shards import open_range
 
@@ -56,7 +56,7 @@ def _is_found(path: Path) -> bool:
 
 
 def _mask_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "none"
+    return file_sha256(path) if path.exists() else "none"
 
 
 def read_source_watermark(settings: CurationSettings, file: SourceFile) -> Mask | None:

@@ -7,16 +7,19 @@ a killed process left of such folders is removed by the next write beside it.
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -244,6 +247,17 @@ def write_to_unused_path(folder: Path, text: str, seed: int, suffix: str, write:
                 with suppress(FileExistsError):
                     _rename_to_new(file, path)
                     return path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON values by name, whatever their order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def slug(text: str) -> str:

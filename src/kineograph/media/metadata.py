@@ -6,7 +6,6 @@ for webm, is XMP with IPTC's digital source type of generated media, which other
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from typing_extensions import TypedDict
 
 from kineograph.errors import InputError, expand_user, is_present, parse_json, shown_path
+from kineograph.media.files import json_sha256
 from kineograph.options import Flag, option
 
 IMAGE_DESCRIPTION = 0x010E
@@ -137,7 +137,7 @@ def read_settings(path: str | Path) -> dict:
 
 def settings_id(settings: Mapping[str, Any]) -> str:
     """Return a hash of settings, of twelve characters, by which results of equal settings are found again."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return json_sha256(settings)[:12]
 
 
 def existing_path(path: str | Path) -> Path:

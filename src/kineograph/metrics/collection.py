@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kineograph.errors import MAX_FRAMES, InputError, InputWarning, expand_user
+from kineograph.errors import MAX_FRAMES, InputError, InputWarning, expand_user, shown
 from kineograph.media.codecs import check_held
 from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
@@ -141,7 +141,7 @@ def _read_by_video(path: str | Path, what: str, columns: Sequence[str]) -> dict[
         name, value = first_value(row, FILE_COLUMNS), first_value(row, columns)
         if not name or not value:
             missing = f"a file ({', '.join(FILE_COLUMNS)})" if not name else f"a {what} ({', '.join(columns)})"
-            raise InputError(f"{where}: expected {missing}, got {row}")
+            raise InputError(f"{where}: expected {missing}, got {shown(str(row))}")
         if values.setdefault(name, value) != value:
             raise InputError(f"{where}: {name} has another {what} earlier in this file")
     if not values:

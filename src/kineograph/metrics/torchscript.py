@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kineograph.errors import InputError, expand_user
+from kineograph.media.files import file_sha256
 from kineograph.metrics.features import FROM_START, Extractor, Frames, VideoFeatures
 from kineograph.models.conditioning.image_encoder import crop_to_size
 from kineograph.models.formats.tensor_files import in_one_line
@@ -79,7 +79,7 @@ def load_torchscript(file: str | Path, device: torch.device | str = "cpu") -> Ex
         output = _run_network(path, clip_format, lambda: network(clip, **clip_format.arguments))
         return VideoFeatures(output, _softmax(output) if clip_format.gives == "classes" else None)
 
-    weights = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = file_sha256(path)
     count = clip_format.frames
     return Extractor(path.stem, weights, clip_format.describe(), count, FROM_START, count, forward)
 

@@ -6,7 +6,6 @@ SHA-256 and its own: a damaged checkpoint is never used. No file contains code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.files import remove_atomically, remove_leftovers, replace_atomically
+from kineograph.media.files import file_sha256, json_sha256, remove_atomically, remove_leftovers, replace_atomically
 from kineograph.models.formats.tensor_files import write_tensors
 from kineograph.training.logs import LossSums
 from kineograph.training.optimisers import Optimisers, copy_weights, load_optimiser_state, optimiser_state
@@ -79,20 +78,13 @@ def _write(part: Path, files: Mapping[str, Mapping[str, Tensor]], record: dict[s
     for name, tensors in files.items():
         if tensors:
             write_tensors(tensors, part / (name + SUFFIX))
-    content = json.loads(json.dumps(record | {"files": {file.name: _digest(file) for file in sorted(part.iterdir())}}))
-    text = json.dumps(content | {OWN_DIGEST: _record_digest(content)}, indent=1)
+    content = json.loads(
+        json.dumps(record | {"files": {file.name: file_sha256(file) for file in sorted(part.iterdir())}})
+    )
+    text = json.dumps(content | {OWN_DIGEST: json_sha256(content)}, indent=1)
     (part / "state.json").write_text(text, encoding="utf-8")
     for file in (*part.iterdir(), part):
         _sync(file)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _record_digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -157,8 +149,8 @@ def _is_whole(path: Path) -> bool:
         if "sizes" in record:  # of a version that kept no digests
             return all((path / name).stat().st_size == size for name, size in record["sizes"].items())
         own = record.pop(OWN_DIGEST)
-        return own == _record_digest(record) and all(
-            _digest(path / name) == each for name, each in record["files"].items()
+        return own == json_sha256(record) and all(
+            file_sha256(path / name) == each for name, each in record["files"].items()
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
