@@ -99,7 +99,7 @@ class TemporalAttention(nn.Module):
         a_k, a_v = (a(frames).to(query.dtype) for a in (self.relative_position_k, self.relative_position_v))
         before, after = split_scale(width)
         query = query * before
-        logits = query @ key.mT + torch.einsum("n h i d, i j d -> n h i j", query, a_k)
+        logits = query @ key.transpose(-2, -1) + torch.einsum("n h i d, i j d -> n h i j", query, a_k)
         weights = (logits * after).softmax(-1)
         return weights @ value + torch.einsum("n h i j, i j d -> n h i d", weights, a_v)
 

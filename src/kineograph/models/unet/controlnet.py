@@ -65,24 +65,37 @@ class VideoControlNet(nn.Module):
         frames: Sequence[int] | None = None,
         cache: KeyValueCache | None = None,
         key_values: TokenKeyValues | None = None,
+        run_layers: RunControl | None = None,
     ) -> ControlResiduals:
         """Return the residuals of each skip connection and of the mid block, frames folded into the batch.
 
         control: embedded control maps of the frames in z. The other arguments are those of `VideoUNet.forward`; the
-        cache may be the U-Net's, which then drops what no frame reads any more.
+        cache may be the U-Net's, which then drops what no frame reads any more. run_layers: computes
+        `VideoControlNet.run_layers`, by torch by default.
         """
         net, numbers = self.controlnet, list(range(z.shape[1]) if frames is None else frames)
         onload(net)
         key_values = project_tokens(net, condition) if key_values is None else key_values
         temb = embed_time(net, timestep, condition.embedding, len(z), numbers)
         inputs = LayerInputs(temb, key_values, group_frames(frame_attention, numbers, cache), cache)
-        x = net.conv_in(z.flatten(0, 1).to(net.dtype)) + control[0].repeat(len(z), 1, 1, 1)
+        return (run_layers or VideoControlNet.run_layers)(
+            self, z.flatten(0, 1), control[0].repeat(len(z), 1, 1, 1), inputs
+        )
+
+    def run_layers(self, x: Tensor, control: Tensor, inputs: LayerInputs) -> ControlResiduals:
+        """Return the residuals for frames folded into the batch: a function of tensors alone."""
+        net = self.controlnet
+        x = net.conv_in(x.to(net.dtype)) + control.to(net.dtype)
         skips = [x]
         for block in net.down_blocks:
             x = down_block(block, x, skips, inputs)
         x = mid_block(net.mid_block, x, inputs)
         residuals = [conv(skip) for conv, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
         return residuals, net.controlnet_mid_block(x)
+
+
+# (network, frames folded into the batch, embedded maps of each, inputs of all layers) -> residuals
+RunControl = Callable[[VideoControlNet, Tensor, Tensor, LayerInputs], ControlResiduals]
 
 
 def linear_progress(timestep: float) -> float:
@@ -100,6 +113,7 @@ def bind_controlnet(
     start: float = 0.0,
     end: float = 1.0,
     progress: Progress = linear_progress,
+    run_layers: RunControl | None = None,
 ) -> Residuals:
     """Return the `residuals` of a condition: a ControlNet bound to the control maps of all frames of a video.
 
@@ -109,6 +123,7 @@ def bind_controlnet(
         start, end: the timesteps with control, as fractions from the noisiest, 0, to the clean one, 1. They are of
             noise levels and not of steps, so they mean the same for any list of sigmas.
         progress: the model's `Schedule.progress_at`.
+        run_layers: as in `VideoControlNet.forward`.
     """
     with torch.no_grad():
         key_values = project_tokens(net.controlnet, condition)
@@ -120,7 +135,7 @@ def bind_controlnet(
             return None
         skips, mid = net(
             z, timestep, condition, [control[0][list(frames)]],
-            frame_attention=frame_attention, frames=frames, cache=cache, key_values=key_values,
+            frame_attention=frame_attention, frames=frames, cache=cache, key_values=key_values, run_layers=run_layers,
         )  # fmt: skip
         if scale != 1:
             skips, mid = [scale * each for each in skips], scale * mid

@@ -167,7 +167,7 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) 
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     if query.device.type == "cpu" and query.requires_grad:
         before, after = split_scale(query.shape[-1])
-        output = ((query * before) @ key.mT * after).softmax(-1).to(value.dtype) @ value
+        output = ((query * before) @ key.transpose(-2, -1) * after).softmax(-1).to(value.dtype) @ value
     else:
         output = split_batch(F.scaled_dot_product_attention, query, key, value)
     return output.transpose(1, 2).flatten(2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -31,6 +32,14 @@ from kineograph.models.unet.forward import (
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, drop_unread, group_frames, own
 from kineograph.models.unet.supported_layers import check_resnet_config, check_unet_config
 from kineograph.models.unet.windows import AttentionWindows, one_window
+
+
+class TemporalSettings(NamedTuple):
+    """Settings of temporal layers and adapters in one forward pass; see `VideoUNet.forward`."""
+
+    motion_scale: AdapterScale = 0.0
+    spatial_scale: AdapterScale = 1.0
+    attention_windows: AttentionWindows = one_window
 
 
 class VideoUNet(nn.Module):
@@ -112,6 +121,7 @@ class VideoUNet(nn.Module):
         motion_scale: AdapterScale = 0.0,
         spatial_scale: AdapterScale = 1.0,
         attention_windows: AttentionWindows = one_window,
+        run_layers: RunLayers | None = None,
     ) -> Latents:
         """Return the network's raw output for frames `z` of a video, in the dtype of `z`.
 
@@ -126,6 +136,7 @@ class VideoUNet(nn.Module):
             motion_scale, spatial_scale: of the adapters, for all samples or one each, `[b]`; at 0 the result is that
                 without the adapter, to the bit. At motion_scale 1 a video is frozen; below 0 it moves more.
             attention_windows: the windows of frames in temporal attention, see `AttentionPolicy`.
+            run_layers: computes `VideoUNet.run_layers`, by torch by default.
 
         Raises InputError if a frame reads one that is neither in `frames` nor in the cache, or the condition is not for
         this network or this batch.
@@ -143,47 +154,63 @@ class VideoUNet(nn.Module):
         key_values = self.project_tokens(condition) if key_values is None else key_values
         embedding, fps = self._split_embedding(condition.embedding)
         temb = embed_time(unet, timestep, embedding, len(z), numbers, condition.guidance_scale)
-        inputs = LayerInputs(temb, key_values, groups, cache, call_stage=self.call_stage)
         if self.temporal is not None and len(numbers) > 1:
             for name, scale in (("motion_scale", motion_scale), ("spatial_scale", spatial_scale)):
                 adapters.check_scale_shape(name, scale, len(z))
             if self.temporal.config.resamples_frames:
                 _check_resampling(condition, numbers, frame_attention, cache)
-            policy = AttentionPolicy(windows=attention_windows)
-            if self.motion_adapter is not None and not adapters.is_off(motion_scale):
-                policy = policy._replace(project=self.motion_adapter.bind(self.temporal, motion_scale))
-            inputs = self._temporal_inputs(self.temporal, fps, inputs, policy, spatial_scale)
+            temb = _add_frame_rate(self.temporal, fps, temb)
         added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, cache)
-        residuals = AddedResiduals(*(added or ()))
-        x = forward_unet(unet, _add_channels(z, condition.channels, numbers).to(unet.dtype), residuals, inputs)
+        x = (run_layers or VideoUNet.run_layers)(
+            self,
+            _add_channels(z, condition.channels, numbers),
+            AddedResiduals(*(added or ())),
+            LayerInputs(temb, key_values, groups, cache, call_stage=self.call_stage),
+            TemporalSettings(motion_scale, spatial_scale, attention_windows),
+        )
         if cache is not None:
             drop_unread(cache, groups)
         return x.unflatten(0, z.shape[:2]).to(z.dtype)
 
-    def _temporal_inputs(
-        self,
-        temporal: TemporalLayers,
-        fps: Tensor | None,
-        inputs: LayerInputs,
-        policy: AttentionPolicy,
-        spatial_scale: AdapterScale,
-    ) -> LayerInputs:
-        """Return the inputs of a forward pass with temporal layers, and the adapter before them."""
-        if temporal.fps is not None:
-            if fps is None:
-                raise InputError(
-                    "this video network takes a frame rate, and the condition has none: "
-                    "bind Model.prompt(..., fps=8), or append frames per second to the condition's embedding"
-                )
-            added = temporal.fps(fps.to(inputs.temb.device)).to(inputs.temb)
-            temb = inputs.temb + added.repeat_interleave(len(inputs.temb) // len(added), dim=0)
-            inputs = inputs._replace(temb=temb)
+    def run_layers(
+        self, x: Tensor, residuals: AddedResiduals, inputs: LayerInputs, settings: TemporalSettings
+    ) -> Tensor:
+        """Return the network's output for frames folded into the batch: a function of tensors alone.
+
+        inputs: of the image network's layers; those of the temporal layers are added.
+        """
+        if self.temporal is not None and inputs.frames > 1:
+            inputs = self._bind_temporal(self.temporal, inputs, settings)
+        return forward_unet(self.image_unet, x.to(self.image_unet.dtype), residuals, inputs)
+
+    def _bind_temporal(self, temporal: TemporalLayers, inputs: LayerInputs, settings: TemporalSettings) -> LayerInputs:
+        """Return the inputs of a forward pass with temporal layers and adapters."""
         if temporal.config.joint_norms:
             inputs = inputs._replace(resnet=joint_resnet, norm=joint_norm)
+        policy = AttentionPolicy(windows=settings.attention_windows)
+        if self.motion_adapter is not None and not adapters.is_off(settings.motion_scale):
+            policy = policy._replace(project=self.motion_adapter.bind(temporal, settings.motion_scale))
         after: AfterLayer = temporal.bind(self.image_unet, policy)
-        if self.spatial_adapter is not None and not adapters.is_off(spatial_scale):
-            after = self.spatial_adapter.bind(after, self.image_unet, spatial_scale)
+        if self.spatial_adapter is not None and not adapters.is_off(settings.spatial_scale):
+            after = self.spatial_adapter.bind(after, self.image_unet, settings.spatial_scale)
         return inputs._replace(after=after)
+
+
+# (network, frames folded into the batch, residuals, inputs of all layers, settings of the temporal ones) -> output
+RunLayers = Callable[[VideoUNet, Tensor, AddedResiduals, LayerInputs, TemporalSettings], Tensor]
+
+
+def _add_frame_rate(temporal: TemporalLayers, fps: Tensor | None, temb: Tensor) -> Tensor:
+    """Return the embedding of the timestep with that of frames per second, for a network that takes them."""
+    if temporal.fps is None:
+        return temb
+    if fps is None:
+        raise InputError(
+            "this video network takes a frame rate, and the condition has none: "
+            "bind Model.prompt(..., fps=8), or append frames per second to the condition's embedding"
+        )
+    added = temporal.fps(fps.to(temb.device)).to(temb)
+    return temb + added.repeat_interleave(len(temb) // len(added), dim=0)
 
 
 def _check_resampling(
