@@ -27,6 +27,7 @@ from kineograph.models.lora_layers import lora_names
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
 from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.unet.deepcache import DeepCache, DeepFeatures, check_branch, reuse_features
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.unet.windows import (
@@ -277,6 +278,7 @@ class Model:
         motion_scale: AdapterScale = 0.0,
         spatial_scale: AdapterScale = 1.0,
         attention_windows: AttentionWindows | None = None,
+        deepcache: DeepCache | None = None,
     ) -> Denoise:
         """Return the model as a function `(x, sigma) -> x0` for this condition.
 
@@ -287,6 +289,7 @@ class Model:
             overlap: least number of frames that successive windows share; a quarter of the window by default.
             attention_windows: windows of temporal attention alone, in which the network then processes all frames
                 together; `window` and `overlap` are those of the whole network.
+            deepcache: at which sigmas all layers are evaluated; None for every one.
             frame_attention, motion_scale, spatial_scale: as in `VideoUNet.forward`.
         """
         expected = self.net.image_unet.config.in_channels - self.vae.config.latent_channels
@@ -305,22 +308,28 @@ class Model:
             motion_scale=motion_scale, spatial_scale=spatial_scale, attention_windows=attention_windows or one_window,
         )  # fmt: skip
 
-        def video_network(z: Latents, t: Tensor) -> Latents:
+        def video_network(z: Latents, t: Tensor, deep: DeepFeatures | None = None) -> Latents:
             assert self.temporal is not None
             if attention_windows is not None:
-                return net(z.to(self.device), t).to(z.device)
+                return net(z.to(self.device), t, deep=deep).to(z.device)
             ranges = window_ranges(self.temporal, window, overlap, z.shape[1])
             windows = [FrameWindow(each, pyramid(len(each))) for each in ranges]
-            output = average_windows(lambda part, numbers: net(part, t, frames=numbers), z.to(self.device), windows)
+            output = average_windows(
+                lambda part, numbers: net(part, t, frames=numbers, deep=deep), z.to(self.device), windows
+            )
             return output.to(z.device)
 
-        def image_network(z: Latents, t: Tensor) -> Latents:
+        def image_network(z: Latents, t: Tensor, deep: DeepFeatures | None = None) -> Latents:
             cache: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
             chunks = autoencoder.split_frames(z.to(self.device), chunk_size)
-            outputs = [net(part, t, frames=numbers, cache=cache) for numbers, part in chunks]
+            outputs = [net(part, t, frames=numbers, cache=cache, deep=deep) for numbers, part in chunks]
             return torch.cat(outputs, dim=1).to(z.device)
 
-        return self.schedule.denoise(image_network if self.temporal is None else video_network)
+        network = image_network if self.temporal is None else video_network
+        if deepcache is None:
+            return self.schedule.denoise(network)
+        check_branch(self.net.image_unet, deepcache.branch)
+        return reuse_features(lambda deep: self.schedule.denoise(partial(network, deep=deep)), deepcache)
 
     def _refuse_moved(self) -> None:
         """Raise InputError if the networks were moved for another model, see `to`."""

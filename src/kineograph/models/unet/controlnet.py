@@ -88,8 +88,8 @@ class VideoControlNet(nn.Module):
         x = net.conv_in(x.to(net.dtype)) + control.to(net.dtype)
         skips = [x]
         for block in net.down_blocks:
-            x = down_block(block, x, skips, inputs)
-        x = mid_block(net.mid_block, x, inputs)
+            skips += down_block(block, skips[-1], inputs)
+        x = mid_block(net.mid_block, skips[-1], inputs)
         residuals = [conv(skip) for conv, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
         return residuals, net.controlnet_mid_block(x)
 

@@ -8,7 +8,7 @@ distinguish them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from kineograph.errors import InputError
 from kineograph.models.hooks import execution_device
 from kineograph.models.temporal.temporal_layers import AfterLayer
 from kineograph.models.unet.cross_attention import TokenKeyValues, cross_attend
+from kineograph.models.unet.deepcache import DeepFeature
 from kineograph.models.unet.frame_attention import FrameGroups, KeyValueCache, attend_frames, group_frames, own
 
 ApplyResnet = Callable[[ResnetBlock2D, Tensor, Tensor, int], Tensor]  # (resnet, x, temb, number of frames) -> x
@@ -77,6 +78,7 @@ class LayerInputs(NamedTuple):
     resnet      calls a ResNet block
     norm        calls the last group norm
     call_stage  calls each stage, such as `torch.utils.checkpoint.checkpoint`
+    deep        the feature that DeepCache keeps or reuses; None without it
     """
 
     temb: Tensor
@@ -87,6 +89,7 @@ class LayerInputs(NamedTuple):
     resnet: ApplyResnet = apply_resnet
     norm: ApplyNorm = apply_norm
     call_stage: CallStage = call_directly
+    deep: DeepFeature | None = None
 
     @property
     def frames(self) -> int:
@@ -106,43 +109,70 @@ class LayerInputs(NamedTuple):
         return self._replace(temb=temb, groups=group_frames(own, range(frames), None))
 
 
-def forward_unet(unet: UNet2DConditionModel, z: Tensor, residuals: AddedResiduals, inputs: LayerInputs) -> Tensor:
-    """Return a U-Net's raw output for frames folded into the batch."""
+def forward_unet(
+    unet: UNet2DConditionModel, z: Tensor, residuals: AddedResiduals, inputs: LayerInputs
+) -> tuple[Tensor, Tensor | None]:
+    """Return a U-Net's raw output for frames folded into the batch, and the feature that DeepCache keeps.
+
+    The feature is what enters the up layer of `inputs.deep`, computed here or given there; None without `inputs.deep`.
+    """
+    deep, up_layers = inputs.deep, list(_up_layers(unet))
+    inside = 0 if deep is None else len(up_layers) - deep.branch - 1  # up layers whose output DeepCache reuses
+    if deep is None or deep.tensor is None:
+        skips = list(_down_path(unet, z, residuals.blocks, inputs))
+        x = _mid_path(unet, skips[-1], residuals, inputs.match_frames(skips[-1]))
+        skips = _add_to_skips(skips, residuals.skips)
+        for layer in up_layers[:inside]:
+            x = _up_layer(layer, x, skips, inputs.match_frames(x))
+    else:
+        skips = list(islice(_down_path(unet, z, residuals.blocks, inputs), deep.branch + 1))
+        x, skips = deep.tensor, _add_to_skips(skips, residuals.skips[: deep.branch + 1])
+    feature = None if deep is None else x
+    for layer in up_layers[inside:]:
+        x = _up_layer(layer, x, skips, inputs.match_frames(x))
+    normed = inputs.norm(unet.conv_norm_out, x, inputs.match_frames(x).frames)
+    return unet.conv_out(unet.conv_act(normed)), feature
+
+
+def _down_path(unet: UNet2DConditionModel, z: Tensor, added: Sequence[Tensor], inputs: LayerInputs) -> Iterator[Tensor]:
+    """Yield the skip connections, each as it is computed. added: to the output of each down block (T2I-Adapter)."""
     x = inputs.call_stage(inputs.after, unet.conv_in, unet.conv_in(z), inputs.frames)
-    skips, to_blocks = [x], iter(residuals.blocks)
-    for block in unet.down_blocks:
-        x = down_block(block, x, skips, inputs, next(to_blocks, None))
-        inputs = inputs.match_frames(x)
-    if unet.mid_block is not None:
-        x = mid_block(unet.mid_block, x, inputs)
-    for added in (*to_blocks, *residuals.mid):
-        x = x + added.to(x)
-    if residuals.skips:
-        skips = [skip + added.to(skip) for skip, added in zip(skips, residuals.skips, strict=True)]
-    for block in unet.up_blocks:
-        x = up_block(block, x, skips, inputs)
-        inputs = inputs.match_frames(x)
-    return unet.conv_out(unet.conv_act(inputs.norm(unet.conv_norm_out, x, inputs.frames)))
+    yield x
+    for block, of_block in zip_longest(unet.down_blocks, added[: len(unet.down_blocks)]):
+        skips = down_block(block, x, inputs.match_frames(x), of_block)
+        for x in skips:
+            yield x
 
 
-def down_block(
-    block: Block, x: Tensor, skips: list[Tensor], inputs: LayerInputs, added: Tensor | None = None
-) -> Tensor:
-    """Apply a down block; append the skip connections to `skips`.
+def down_block(block: Block, x: Tensor, inputs: LayerInputs, added: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield the skip connections of a down block, the last of which is its output.
 
     added: added before downsampling in a block with transformers, after it in others, as diffusers adds the features of
     a T2I-Adapter; the skip connection there has it too.
     """
-    for resnet, transformer in _stages(block):
-        x = inputs.call_stage(_stage, resnet, transformer, x, inputs)
-        skips.append(x)
-    if added is not None and hasattr(block, "attentions"):
-        x = skips[-1] = x + added.to(x)
-    for downsample in block.downsamplers or ():
-        x = inputs.after(downsample, downsample(x), inputs.frames)
-        skips.append(x)
-    if added is not None and not hasattr(block, "attentions"):
-        x = skips[-1] = x + added.to(x)
+    stages, downsamplers = list(_stages(block)), block.downsamplers or ()
+    with_added = len(stages) + (0 if hasattr(block, "attentions") else len(downsamplers))
+    for number, layer in enumerate((*stages, *downsamplers), 1):
+        if number <= len(stages):
+            x = inputs.call_stage(_stage, *layer, x, inputs)
+        else:
+            x = inputs.after(layer, layer(x), inputs.frames)
+        if added is not None and number == with_added:
+            x = x + added.to(x)
+        yield x
+
+
+def _add_to_skips(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
+    """Return the skip connections with the residuals of a ControlNet, if there are any."""
+    return [skip + added.to(skip) for skip, added in zip(skips, residuals, strict=True)] if residuals else skips
+
+
+def _mid_path(unet: UNet2DConditionModel, x: Tensor, residuals: AddedResiduals, inputs: LayerInputs) -> Tensor:
+    """Apply the mid block, if there is one, and what is added to its output."""
+    if unet.mid_block is not None:
+        x = mid_block(unet.mid_block, x, inputs)
+    for added in (*residuals.blocks[len(unet.down_blocks) :], *residuals.mid):
+        x = x + added.to(x)
     return x
 
 
@@ -153,12 +183,27 @@ def mid_block(block: Block, x: Tensor, inputs: LayerInputs) -> Tensor:
     return x
 
 
-def up_block(block: Block, x: Tensor, skips: list[Tensor], inputs: LayerInputs) -> Tensor:
-    """Apply an up block; take its skip connections from the end of `skips`."""
-    for resnet, transformer in _stages(block):
-        x = torch.cat(_apply_freeu(block, x, skips.pop()), dim=1)
-        x = inputs.call_stage(_stage, resnet, transformer, x, inputs)
-    for upsample in block.upsamplers or ():
+class _UpLayer(NamedTuple):
+    """A ResNet block of an up block, which reads one skip connection, and the layers that follow it."""
+
+    block: Block
+    resnet: ResnetBlock2D
+    transformer: Transformer2DModel | None
+    upsamplers: Sequence[nn.Module]
+
+
+def _up_layers(unet: UNet2DConditionModel) -> Iterator[_UpLayer]:
+    """Return the layers of all up blocks: the last of them reads the first skip connection."""
+    for block in unet.up_blocks:
+        for resnet, transformer in (stages := list(_stages(block))):
+            yield _UpLayer(block, resnet, transformer, block.upsamplers or () if resnet is stages[-1][0] else ())
+
+
+def _up_layer(layer: _UpLayer, x: Tensor, skips: list[Tensor], inputs: LayerInputs) -> Tensor:
+    """Apply a layer of the up path; take its skip connection from the end of `skips`."""
+    x = torch.cat(_apply_freeu(layer.block, x, skips.pop()), dim=1)
+    x = inputs.call_stage(_stage, layer.resnet, layer.transformer, x, inputs)
+    for upsample in layer.upsamplers:
         x = inputs.after(upsample, upsample(x, skips[-1].shape[2:]), inputs.frames)
         if len(x) != (wanted := len(skips[-1])):  # an odd number of frames was rounded up by temporal downsampling
             videos = len(inputs.temb) // inputs.frames
