@@ -3,8 +3,14 @@ from threading import Barrier
 import pytest
 import torch
 
-from kineograph.denoise import classifier_free_guidance, refuse_nan, replace_known_frames, text_and_image_guidance
-from kineograph.samplers import ddim, final_latents
+from kineograph.denoise import (
+    choose_by_sigma,
+    classifier_free_guidance,
+    refuse_nan,
+    replace_known_frames,
+    text_and_image_guidance,
+)
+from kineograph.samplers import ddim, final_latents, heun
 
 X = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -79,6 +85,21 @@ def test_with_equal_image_and_unconditional_estimates_it_is_guidance_by_text(sca
         text_and_image_guidance(half, third, third, scale, 3.0)(X, 1.0),
         classifier_free_guidance(half, third, scale)(X, 1.0),
     )
+
+
+def test_guidance_in_an_interval_is_decided_by_the_sigma_of_each_evaluation() -> None:
+    sigmas, guided = [], classifier_free_guidance(half, third, 3.0)
+
+    def inside(sigma):
+        sigmas.append(sigma)
+        return 2 <= sigma <= 5
+
+    denoise = choose_by_sigma(inside, guided, half)
+    assert torch.equal(denoise(X, 6.0), half(X, 6.0)) and torch.equal(denoise(X, 5.0), guided(X, 5.0))
+    assert torch.equal(choose_by_sigma(lambda sigma: False, never, half)(X, 1.0), half(X, 1.0))
+    sigmas.clear()
+    final_latents(heun(denoise, X, [8.0, 4.0, 0.0]))  # evaluates between steps too
+    assert sigmas == [8.0, 4.0, 4.0]
 
 
 def test_gradients_reach_both() -> None:

@@ -54,6 +54,15 @@ def text_and_image_guidance(
     return denoise
 
 
+def choose_by_sigma(inside: Callable[[float], bool], denoise: Denoise, otherwise: Denoise) -> Denoise:
+    """Return the first model at the sigmas inside of an interval, and the second at the others."""
+
+    def chosen(x: Latents, sigma: float) -> Latents:
+        return (denoise if inside(sigma) else otherwise)(x, sigma)
+
+    return chosen
+
+
 def _evaluate_all(denoisers: Sequence[Denoise], x: Latents, sigma: float) -> list[Latents]:
     """Return the estimate of each denoiser; on a CPU they are evaluated in parallel."""
     cores = torch.get_num_threads()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -16,7 +16,13 @@ import numpy as np
 import torch
 
 from kineograph import noise, options
-from kineograph.denoise import Denoise, classifier_free_guidance, refuse_nan, replace_known_frames
+from kineograph.denoise import (
+    Denoise,
+    choose_by_sigma,
+    classifier_free_guidance,
+    refuse_nan,
+    replace_known_frames,
+)
 from kineograph.latents import Latents
 from kineograph.request import ImageOptions, Prompt, SharedOptions
 from kineograph.samplers import BY_NAME, Sampler, Step
@@ -29,11 +35,13 @@ if TYPE_CHECKING:  # the declarations of a method's options are read without dif
     from kineograph.models.model import Model
     from kineograph.models.schedule import Schedule
     from kineograph.models.unet.frame_attention import FrameAttention
+    from kineograph.models.unet.deepcache import DeepCache
     from kineograph.models.unet.windows import AttentionWindows
 
 Kind = TypeVar("Kind")
 BindCondition = Callable[["Condition"], Denoise]
 
+Guide = Callable[[BindCondition, "Condition", "Condition"], Denoise]
 
 class Combination(NamedTuple):
     """Options to check, all with a value, and descriptions of the models. No weights are needed.
@@ -155,7 +163,7 @@ class Plan:
     strength: float
     image: tuple[InputImage, ...]
     options: Mapping[str, Any]
-    guide: Callable[[BindCondition, Condition, Condition], Denoise]
+    guide: Guide
     clip: int = 0
     add_conditions: Callable[[Condition], Condition] = lambda condition: condition
     start_noise: Callable[[Latents, float], Latents] = lambda noise, sigma: noise
@@ -268,8 +276,10 @@ def bind_model(
         motion_scale=0.0 if model.temporal is None else 1 - plan.motion_strength,
         attention_windows=attention_windows,
     )
-    guided = fit_to_sampler(plan.guide(bind, cond, uncond), plan.sampler, model.schedule)
+    guided = guide_in_interval(plan, model.schedule, plan.guide, bind, cond, uncond)
+    guided = fit_to_sampler(guided, plan.sampler, model.schedule)
     return BoundModel(guided, lambda: bind(cond))
+        deepcache=deepcache_settings(plan, plan.sigmas(model.schedule)),
 
 
 def encode_texts(plan: Plan, model: Model, texts: Sequence[Prompt]) -> Condition:
@@ -342,6 +352,31 @@ def pin_first_frame(plan: Plan, denoise: Denoise, initial_noise: Latents) -> Den
 def guide_by_text(scale: float, bind: BindCondition, cond: Condition, uncond: Condition) -> Denoise:
     """Apply classifier-free guidance, none for a scale of 1 or less, and for a network that reads the scale itself."""
     if cond.guidance_scale is not None:
+def deepcache_settings(plan: Plan, sigmas: Sequence[float]) -> DeepCache | None:
+    """Return the plan's settings of DeepCache for a model that is sampled along these sigmas; None without DeepCache."""
+    from kineograph.models.unet.deepcache import DeepCache
+
+    options = plan.read(SharedOptions)
+    interval = options["deepcache_interval"]
+    return DeepCache(options["deepcache_branch"], sigmas[:-1:interval]) if interval > 1 else None
+
+
+def guide_in_interval(
+    plan: Plan, schedule: Schedule, guide: Guide, bind: BindCondition, cond: Condition, uncond: Condition
+) -> Denoise:
+    """Apply guidance inside of the plan's interval of noise levels; outside of it only `cond` is evaluated.
+
+    Source: Kynkäänniemi et al. 2024.
+    """
+    options = plan.read(SharedOptions)
+    bind_once = cache(bind)
+
+    def inside(sigma: float) -> bool:
+        return options["guidance_start"] <= schedule.progress(sigma) <= options["guidance_end"]
+
+    return choose_by_sigma(inside, guide(bind_once, cond, uncond), bind_once(cond))
+
+
         return bind(cond)
     return classifier_free_guidance(bind(cond), bind(uncond), max(1.0, scale))
 

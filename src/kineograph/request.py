@@ -26,6 +26,9 @@ NUM_FRAMES, IMAGE_MODEL_FPS, VIDEO_MODEL_FPS = 8, 4.0, 8.0  # defaults
 MAX_STEPS, MAX_SIDE, MAX_FPS, MAX_BATCH, MAX_SEED = 999, 4096, 240, 1024, 2**63 - 1
 
 
+DEEPCACHE_BRANCH, MAX_BRANCH = 0, 99  # networks have 9 or 12 skip connections
+
+
 def _read_number(key: object) -> object:
     return int(key) if isinstance(key, str) and key.isdecimal() else key  # of the command line, or a recorded setting
 
@@ -151,6 +154,45 @@ class SharedOptions(TypedDict, total=False):
     ]
     guidance_scale: Annotated[
         Number, option(7.5, "Weight of the prompt; 1 and less turn guidance off, at half the cost.")
+    ]
+    guidance_start: Annotated[
+        Number,
+        option(
+            0.0,
+            "Start of the guidance, as fraction of the timesteps: 0 is noise, 1 is clean. Before it, only the prompt is "
+            "evaluated, as with a `guidance_scale` of 1, at half the cost.",
+            ge=0,
+            le=1,
+        ),
+    ]
+    guidance_end: Annotated[
+        Number,
+        option(
+            1.0,
+            "End of the guidance, as fraction of the timesteps; after it, only the prompt is evaluated.",
+            ge=0,
+            le=1,
+        ),
+    ]
+    deepcache_interval: Annotated[
+        Integer,
+        option(
+            1,
+            "DeepCache: all layers of the network are evaluated at every n-th step, and the outer ones alone between, "
+            "which is faster; 1 is every step.",
+            ge=1,
+            le=MAX_STEPS,
+        ),
+    ]
+    deepcache_branch: Annotated[
+        Integer,
+        option(
+            DEEPCACHE_BRANCH,
+            "DeepCache: number of the skip connection, 0 for the outermost, inside of which no layer is evaluated "
+            "again; a higher one is slower and nearer to the result without DeepCache.",
+            ge=0,
+            le=MAX_BRANCH,
+        ),
     ]
     height: Annotated[
         Integer | None,

@@ -25,7 +25,8 @@ import kineograph as kg
 DOCUMENT = Path(__file__).parents[2] / "docs" / "composing.md"
 FEATURES = (
     "clips", "control", "second model", "adapter", "LoRA", "edit", "animate", "smoothing", "camera motion", "window",
-    "temporal decoder", "motion strength", "sampler", "strength", "prompt travel", "prompt list",
+    "temporal decoder", "motion strength", "sampler", "strength", "prompt travel", "guidance interval", "DeepCache",
+    "prompt list",
 )  # fmt: skip
 OF_VIDEO_MODELS = {"adapter", "window", "motion strength"}
 PROMPTS = ["a sks cat rising", "a blue boat"]
@@ -40,6 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "motion strength": {"motion_strength": 0.5},
     "strength": {"strength": 0.7},  # two of three steps
     "prompt travel": {"prompt_at": {2: "a green fish"}},
+    "guidance interval": {"guidance_scale": 5.0, "guidance_start": 0.5},
+    "DeepCache": {"deepcache_interval": 2},
     "second model": {"refine_at": (0.7,), "video_steps": 2},
 }
 GREY_LEVELS = 1  # a batch rounds differently

@@ -84,7 +84,8 @@ VALUES: Mapping[str, Any] = {
     "then": ("a green fish",), "clip_overlap": 3, "clip_noise_ratio": 1.0, "clip_guidance": 0.4, "clip_anchor": 0.5,
     "clip_noise_order": "kept", "video_prompt": "a green fish", "refine_at": (0.5,), "video_steps": 2, "low_pass": 0.2,
     "low_pass_space": 0.5, "shared_noise": 0.3, "renoise": "same-noise", "inversion_steps": 1,
-    "drift_correction": True, "video_guidance_scale": 3.0, "window_stride": 2, "window_weights": "flat",
+    "drift_correction": True, "guidance_start": 0.3, "guidance_end": 0.6, "deepcache_interval": 2,
+    "deepcache_branch": 1, "video_guidance_scale": 3.0, "window_stride": 2, "window_weights": "flat",
     "injection_start": 0.2, "injection_end": 0.6,
 }  # fmt: skip
 QUICK = ("image model", "VideoElevator")

@@ -20,6 +20,7 @@ from kineograph.methods import instruct_pix2pix, video_elevator
 from kineograph.models.conditioning.prompt_weights import check_weights, plain_text
 from kineograph.models.description import Description
 from kineograph.models.loading.options import LoadOptions
+from kineograph.models.unet.deepcache import check_branch
 from kineograph.models.unet.windows import window_ranges
 from kineograph.motion import Motion, parse
 from kineograph.options import changed, declared, validate
@@ -121,6 +122,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
             add_on.check(combination)
     _check_image(combination)
     _check_steps(combination)
+    _check_evaluations(combination)
     if options["negative_prompt"]:
         check_guidance(combination, "negative_prompt")
     _refuse_unread(combination)
@@ -239,6 +241,19 @@ def _check_steps(combination: Combination) -> None:
         Schedule.from_config(second.scheduler).sampling_sigmas(steps, sampler, spacing, offset)
 
 
+def _check_evaluations(combination: Combination) -> None:
+    """Raise InputError for an empty interval of guidance, and for a skip connection that a network does not have."""
+    options = combination.options
+    if options["guidance_start"] >= options["guidance_end"]:
+        raise InputError(
+            f"`guidance_start` is below `guidance_end`; got {options['guidance_start']:g} and "
+            f"{options['guidance_end']:g}: for no guidance at all give `guidance_scale` 1"
+        )
+    for model in (combination.model, combination.video_model):
+        if model is not None and options["deepcache_interval"] > 1:
+            check_branch(options["deepcache_branch"], model.skips)
+
+
 def options_without_effect(combination: Combination) -> dict[str, str]:
     """Return the options of the method and the add-ons in use that nothing reads here, each with the reason."""
     models = [combination.model, combination.video_model]
@@ -256,6 +271,10 @@ def options_without_effect(combination: Combination) -> dict[str, str]:
         unread["overlap"] = f"all {frames} frames are in one window"
     if options["spacing"] != "leading":
         unread["steps_offset"] = "it is read with the `spacing` leading"
+    if options["deepcache_interval"] == 1:
+        unread["deepcache_branch"] = "it is read with `deepcache_interval` above 1"
+    if reason := _without_guidance(combination):
+        unread |= {"guidance_start": reason, "guidance_end": reason}
     if not combination.with_motion.has_motion_adapter:
         unread["motion_strength"] = f"{combination.with_motion.name} has no motion adapter"
     return unread
@@ -271,18 +290,25 @@ def _refuse_unread(combination: Combination) -> None:
 
 def check_guidance(combination: Combination, name: str) -> None:
     """Raise InputError where there is no classifier-free guidance, for this option, which it reads."""
+    if reason := _without_guidance(combination):
+        raise InputError(f"`{name}` does nothing here: {reason}")
+
+
+def _without_guidance(combination: Combination) -> str:
+    """Return the reason why there is no classifier-free guidance; "" where there is."""
     options, model, second = combination.options, combination.model, combination.video_model
     own = options["video_guidance_scale"]
     scales = [] if model.reads_guidance_scale else [options["guidance_scale"]]
     if second is not None and not second.reads_guidance_scale:
         scales.append(options["guidance_scale"] if own is None else own)
     if not scales:
-        raise InputError(
-            f"`{name}` does nothing here: {model.name} is a latent consistency model, which reads `guidance_scale` "
-            "itself (`time_cond_proj_dim`), so nothing is evaluated without the prompt"
+        return (
+            f"{model.name} is a latent consistency model, which reads `guidance_scale` itself (`time_cond_proj_dim`), "
+            "so nothing is evaluated without the prompt"
         )
     if max(scales) <= 1 and not model.edits:
-        raise InputError(f"`{name}` does nothing here: `guidance_scale` is 1 or less, which turns guidance off")
+        return "`guidance_scale` is 1 or less, which turns guidance off"
+    return ""
 
 
 def _explain_unused(name: str, method: str) -> str:

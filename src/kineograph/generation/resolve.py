@@ -376,6 +376,7 @@ def _warn_of_size(model: Model, height: int, width: int) -> None:
     own_height, own_width = model.default_size
     if not FAR_SMALLER <= height * width / (own_height * own_width) < FAR_LARGER:
         _warn(
+        "guidance": "there is no guidance",
             f"{model.name} was trained at {own_width} x {own_height} pixels, and {width} x {height} is far from that: "
             "subjects come out repeated or unclear. Use its own size, and `refine_size` to enlarge the video"
         )

@@ -35,7 +35,9 @@ from kineograph.plan import (
     encode_prompts,
     encode_texts,
     fit_to_sampler,
+    deepcache_settings,
     guide_by_text,
+    guide_in_interval,
     pin_first_frame,
     text_guidance_scale,
 )
@@ -355,11 +357,12 @@ def bind_video_model(plan: Plan) -> Refine:
     shape = (len(plan.prompts), *video.latent_shape(plan.height, plan.width))
     name, spacing = video_sampling(video.temporal, plan.read(SharedOptions)["spacing"])
     noise_at = noise.per_sigma(plan.seeds, plan.frames, shape)
+    sigmas = video.schedule.sampling_sigmas(
+        plan.num_inference_steps, name, spacing, plan.read(SharedOptions)["steps_offset"]
+    )
     refine = refine_with_video_model(
-        _bind_video_prompts(video, plan, name),
-        video.schedule.sampling_sigmas(
-            plan.num_inference_steps, name, spacing, plan.read(SharedOptions)["steps_offset"]
-        ),
+        _bind_video_prompts(video, plan, name, sigmas),
+        sigmas,
         options["video_steps"],
         noise_at,
         low_pass=partial(
@@ -385,7 +388,7 @@ def video_sampling(temporal: TemporalConfig | None, spacing: str | None) -> tupl
     return ("lcm", "lcm") if temporal is not None and temporal.sampler == "lcm" else ("ddim", spacing)
 
 
-def _bind_video_prompts(video: Model, plan: Plan, sampler: str) -> Denoise:
+def _bind_video_prompts(video: Model, plan: Plan, sampler: str, sigmas: Sequence[float]) -> Denoise:
     """Bind the video model's prompts, image and guidance."""
     options = plan.read(VideoElevatorOptions)
     if options["video_prompt"]:
@@ -393,8 +396,15 @@ def _bind_video_prompts(video: Model, plan: Plan, sampler: str) -> Denoise:
     else:
         cond = encode_prompts(plan, video)
     uncond = encode_texts(plan, video, plan.negative_prompts)
-    bind = partial(video.bind, window=plan.window, overlap=plan.overlap, motion_scale=1 - plan.motion_strength)
-    guided = guide_by_text(text_guidance_scale(plan, video), bind, *add_image(video, plan, cond, uncond))
+    bind = partial(
+        video.bind,
+        window=plan.window,
+        overlap=plan.overlap,
+        motion_scale=1 - plan.motion_strength,
+        deepcache=deepcache_settings(plan, sigmas),
+    )
+    guide = partial(guide_by_text, text_guidance_scale(plan, video))
+    guided = guide_in_interval(plan, video.schedule, guide, bind, *add_image(video, plan, cond, uncond))
     return fit_to_sampler(guided, sampler, video.schedule)
 
 

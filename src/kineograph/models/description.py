@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ANY_CONTROL = ""  # kind of a ControlNet that was given without a kind of control: used for every kind
 # defaults of diffusers' networks, which files may leave out
 UNET_IN_CHANNELS, LATENT_CHANNELS, VAE_BLOCK_CHANNELS = 4, 4, (64,)
+UNET_BLOCKS, UNET_LAYERS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Description:
     vae_scale_factor      height and width of a latent pixel, in pixels
     out_channels          channels that the U-Net returns: the latents', and others for a learned variance
     reads_guidance_scale  True for a latent consistency model whose network takes the guidance scale as an input
+    skips                 number of skip connections of the U-Net
     scheduler             configuration of the scheduler; None if only the weights determine it
     """
 
@@ -45,6 +47,7 @@ class Description:
     vae_scale_factor: int
     out_channels: int = LATENT_CHANNELS
     reads_guidance_scale: bool = False
+    skips: int = 12
     scheduler: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -72,6 +75,7 @@ def describe_model(model: Model) -> Description:
         vae_scale_factor=model.vae_scale_factor,
         out_channels=model.net.image_unet.config.out_channels,
         reads_guidance_scale=model.net.reads_guidance_scale,
+        skips=count_skips(model.net.image_unet.config),
         scheduler=model.schedule.settings or None,
     )
 
@@ -106,7 +110,14 @@ def describe_configurations(
         vae_scale_factor=factor,
         out_channels=unet.get("out_channels", LATENT_CHANNELS),
         reads_guidance_scale=unet.get("time_cond_proj_dim") is not None,
+        skips=count_skips(unet),
     )
+
+
+def count_skips(unet: Mapping[str, Any]) -> int:
+    """Return the number of skip connections of a U-Net: of its first convolution, ResNet blocks and downsamplers."""
+    blocks, layers = len(unet.get("down_block_types", UNET_BLOCKS)), unet.get("layers_per_block", UNET_LAYERS)
+    return blocks + (blocks * layers if isinstance(layers, int) else sum(layers))
 
 
 def vae_scale_factor(vae: Mapping[str, Any]) -> int:

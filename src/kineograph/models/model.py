@@ -328,7 +328,7 @@ class Model:
         network = image_network if self.temporal is None else video_network
         if deepcache is None:
             return self.schedule.denoise(network)
-        check_branch(self.net.image_unet, deepcache.branch)
+        check_branch(deepcache.branch, describe_model(self).skips)
         return reuse_features(lambda deep: self.schedule.denoise(partial(network, deep=deep)), deepcache)
 
     def _refuse_moved(self) -> None:

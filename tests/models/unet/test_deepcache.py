@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kineograph.errors import InputError
 from kineograph.models.conditioning.condition import Condition
+from kineograph.models.description import count_skips
 from kineograph.models.temporal.config import ConvConfig, ResamplingConfig, Site, TemporalConfig
 from kineograph.models.unet.deepcache import DeepCache, DeepFeatures, check_branch, reuse_features
 from kineograph.models.unet.frame_attention import FrameAttention, first, first_and_previous, own, previous
@@ -175,9 +176,13 @@ def test_the_first_evaluation_after_each_sigma_is_full(calls: list[tuple[float, 
 
 
 def test_a_branch_that_the_network_does_not_have_is_refused() -> None:
-    check_branch(unet(), 5)
-    with pytest.raises(InputError, match=r"`deepcache_branch` is a skip connection of the network, from 0 to 5, not 6"):
-        check_branch(unet(), 6)
+    skips = count_skips(unet().config)
+    assert skips == len(up_resnets(unet()))
+    check_branch(5, skips)
+    with pytest.raises(
+        InputError, match=r"`deepcache_branch` is the number of a skip connection of the network, from 0 to 5, not 6"
+    ):
+        check_branch(6, skips)
 
 
 @pytest.mark.parametrize("branch", [1, 4])

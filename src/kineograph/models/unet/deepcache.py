@@ -11,7 +11,7 @@ none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.sigmas import TOLERANCE
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 
 class DeepFeature(NamedTuple):
@@ -86,8 +83,9 @@ def reuse_features(bind: Callable[[DeepFeatures], Denoise], settings: DeepCache)
     return denoise
 
 
-def check_branch(unet: UNet2DConditionModel, branch: int) -> None:
-    """Raise InputError for a branch that the network does not have."""
-    last = sum(len(block.resnets) for block in unet.up_blocks) - 1
-    if branch > last:
-        raise InputError(f"`deepcache_branch` is a skip connection of the network, from 0 to {last}, not {branch}")
+def check_branch(branch: int, skips: int) -> None:
+    """Raise InputError for a branch that a network with so many skip connections does not have."""
+    if branch >= skips:
+        raise InputError(
+            f"`deepcache_branch` is the number of a skip connection of the network, from 0 to {skips - 1}, not {branch}"
+        )
