@@ -12,12 +12,12 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
 from kineograph.metrics.features import Frames
-from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph_lab.judge.geometry import Geometry, load_geometry_network
 from kineograph_lab.judge.networks import Judge, load_judge
 from kineograph_lab.recipe.images import to_tensor
 from kineograph_lab.studies.frame_metrics import JudgedFrames
+from kineograph_lab.studies.weights import JUDGES, hash_models
 
 
 class Judges(NamedTuple):
@@ -28,7 +28,7 @@ class Judges(NamedTuple):
     embed             embedding of unit length of each frame (CLIP)
     classify_motion   motion of the main subject
     predict_geometry  depth of each part of each frame, and its subject's keypoints
-    weight_hashes     network -> fingerprint
+    weight_hashes     network -> SHA-256 of its file; the judge's file has the image and the motion classifier
     """
 
     classify: Callable[[Frames], JudgedFrames]
@@ -50,7 +50,7 @@ def load_pocket_judges() -> Judges:
         embed=lambda frames: _embed(clip, frames),
         classify_motion=judge.classify_motion,
         predict_geometry=geometry.predict,
-        weight_hashes={"judge": fingerprint(judge.eye), "clip": fingerprint(clip), "geometry": fingerprint(geometry)},
+        weight_hashes={name: sha256 for name, files in hash_models(JUDGES).items() for sha256 in files.values()},
     )
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.metadata import settings_id
 from kineograph.models.loading.provenance import collect_provenance
 from kineograph.models.model import Model
+from kineograph.request import SharedOptions
 from kineograph_lab.studies.freenoise import long_videos as freenoise_videos
 from kineograph_lab.studies.judges import Judges
+from kineograph_lab.studies.protocol import Record, declare_protocol, find_protocol, lock_protocol, read_protocols
 from kineograph_lab.studies.report import Report, correct_report, write_report
+from kineograph_lab.studies.splits import TEST, Split
 from kineograph_lab.studies.still_moving import baselines, motion_scales
 from kineograph_lab.studies.study import (
     Analysis,
@@ -29,6 +34,7 @@ from kineograph_lab.studies.text2video_zero import ablation, controlnet, dreambo
 from kineograph_lab.studies.video_elevator import personalised, two_models
 from kineograph_lab.studies.videocrafter1 import image_to_video, joint_training, text_to_video
 from kineograph_lab.studies.vidrd import degraded_videos, long_videos, pan_and_zoom, temporal_decoder
+from kineograph_lab.studies.weights import hash_models
 
 MakeStudy = Callable[[Model, Judges, int, int | None], Study]
 
@@ -87,39 +93,69 @@ def reproduce(
     *,
     cases: int = CASES,
     steps: int | None = None,
+    split: Split = TEST,
     out: str | Path = RESULTS,
     on_video: OnVideo | None = None,
 ) -> Report:
     """Measure a paper's claims and write `out/<paper>.md` and `out/<paper>.json`.
 
     Every video's metrics are appended to a file in `out/<paper>` at once, so that a run that was stopped resumes there;
-    records of other weights or settings are ignored.
+    records of other weights, settings or versions of code are ignored.
 
     Args:
         cases: held-out cases of each study; `QUICK_CASES` is a tenth.
         steps: num_inference_steps of every video, by default each study's own; recorded in the report.
+        split: of the cases. Look at "development" while you change anything, at "test" when all is decided.
         on_video: called with (videos measured, videos in all).
 
     Raises InputError for an unknown paper, or no cases.
     """
     check_reproducible(paper, cases)
     folder = Path(out) / paper
-    folder.mkdir(parents=True, exist_ok=True)
-    studies = list(_available_studies(paper, model, judges, cases, steps))
-    about = {**collect_provenance(model), "witnesses": dict(judges.weight_hashes)}
-    total, done, protocols = sum(len(study.arms) * len(study.cases) for study in studies), 0, dict[str, str]()
-    for study in studies:
-        protocol = settings_id({**about, "settings": study.settings})
-        protocols[study.analysis.name] = protocol
-        for _ in run_study(study, folder, {"protocol": protocol, "commit": current_commit()}):
+    studies = [
+        prepare_study(study, folder, model, judges, split)
+        for study in available_studies(paper, model, judges, cases, steps, split)
+    ]
+    total, done = sum(len(each.study.arms) * len(each.study.cases) for each in studies), 0
+    for each in studies:
+        for _ in run_study(each.study, folder, each.stamp):
             done += 1
             if on_video:
                 on_video(done, total)
     command = f"kineograph reproduce {paper} --cases {cases}{f' --num-inference-steps {steps}' if steps else ''}"
-    settings = {study.analysis.name: dict(study.settings) for study in studies}
-    return _write_report(
-        paper, {"command": command, "cases": cases, **about, "settings": settings}, protocols, Path(out)
-    )
+    about = {"command": f"{command} --split {split}", "cases": cases}
+    return report_measured(paper, about, model, judges, studies, Path(out))
+
+
+class PreparedStudy(NamedTuple):
+    """A study with the fields of its records that are the same for all: protocol, split, commit and machine."""
+
+    study: Study
+    stamp: Record
+
+
+def prepare_study(study: Study, folder: Path, model: Model, judges: Judges, split: Split) -> PreparedStudy:
+    """Return the study with its protocol, which locks it: its id is that of an earlier run if nothing changed since."""
+    analysis = study.analysis
+    protocol = declare_protocol(
+        hash_models([str(model.settings["source"]), *analysis.models]) | dict(judges.weight_hashes), study.settings,
+        (SharedOptions, *analysis.options), {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type},
+        split,
+    )  # fmt: skip
+    number = find_protocol(protocol, read_protocols(folder, analysis.name))
+    lock_protocol(folder, analysis.name, number, protocol)
+    machine = describe_machine(model.device.type)
+    return PreparedStudy(study, {"protocol": number, "split": split, "commit": current_commit(), "machine": machine})
+
+
+def report_measured(
+    paper: str, about: Mapping[str, Any], model: Model, judges: Judges, studies: Sequence[PreparedStudy], out: Path
+) -> Report:
+    """Write the report of studies that ran just now, and of the paper's others from their earlier records."""
+    settings = {each.study.analysis.name: dict(each.study.settings) for each in studies}
+    protocols = {each.study.analysis.name: each.stamp["protocol"] for each in studies}
+    about = {**about, **collect_provenance(model), "witnesses": dict(judges.weight_hashes), "settings": settings}
+    return _write_report(paper, about, protocols, out)
 
 
 def report_from_records(paper: str, out: str | Path = RESULTS) -> Report:
@@ -141,24 +177,29 @@ def report_from_records(paper: str, out: str | Path = RESULTS) -> Report:
 
 def _write_report(paper: str, about: Mapping[str, Any], protocols: Mapping[str, str], out: Path) -> Report:
     """Write the report of all studies that have records; `protocols` are those of the studies that ran just now."""
-    study_reports = []
+    study_reports, folder = [], out / paper
     for analysis, _ in PAPERS[paper]:
-        records = read_study_records(analysis, out / paper, about["cases"], protocols.get(analysis.name))
+        records = read_study_records(analysis, folder, about["cases"], protocols.get(analysis.name))
         if records:
-            study_reports.append(summarise_study(analysis, records, Path(paper)))
+            protocol = read_protocols(folder, analysis.name).get(records[0]["protocol"], {})
+            study_reports.append(summarise_study(analysis, records, Path(paper), protocol))
     report = correct_report(Report(paper, about, study_reports))
     write_report(report, out)
     return report
 
 
-def _available_studies(paper: str, model: Model, judges: Judges, cases: int, steps: int | None) -> Iterator[Study]:
+def available_studies(
+    paper: str, model: Model, judges: Judges, cases: int, steps: int | None, split: Split
+) -> Iterator[Study]:
     """Yield the paper's studies; warn of those whose networks were not trained on this machine, and leave them out."""
-    for _, make_study in PAPERS[paper]:
+    for analysis, make_study in PAPERS[paper]:
         try:
-            yield make_study(model, judges, cases, steps)
+            study = make_study(model, judges, cases, steps)
         except NotTrainedError as error:
             text = f"a study is not measured, and reported from its records if there are any: {error}"
             warnings.warn(text, InputWarning, stacklevel=3)
+        else:
+            yield study._replace(cases=analysis.cases(cases, split))
 
 
 def check_reproducible(paper: str, cases: int) -> None:
@@ -179,3 +220,14 @@ def current_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return result.stdout.strip()
+
+
+def describe_machine(device: str) -> str:
+    """Return the kind of this machine in words, by which measured seconds are compared: processor and threads, or GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = next(iter(names), platform.processor() or platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from kineograph_lab.world.individuals import sample_individual
 from kineograph_lab.world.painting import RGB, SIDE, SUPERSAMPLING, mix_colours
 from kineograph_lab.world.shapes import Outline, Part
 from kineograph_lab.world.subjects import SUBJECT_PARTS
-from kineograph_lab.world.unseen_subjects import UNSEEN_SUBJECTS
+from kineograph_lab.world.unseen_subjects import COMPOSED_SUBJECTS, UNSEEN_SUBJECTS
 from kineograph_lab.world.world import ShotSpec, camera_shift, frame_times, placement, scenery_layers
 
 ColouredOutlines = Sequence[tuple[Outline, RGB]]
@@ -181,6 +182,75 @@ UNSEEN_STYLES: Mapping[str, DrawingStyle] = {
     ),
 }
 
+
+def _duotone(colour: RGB) -> RGB:
+    return mix_colours((44, 20, 92), (255, 196, 150), luminance(colour))
+
+
+def _negative(colour: RGB) -> RGB:
+    return _to_rgb(255 - each for each in colour)
+
+
+def _pastel(colour: RGB) -> RGB:
+    return mix_colours(colour, WHITE, 0.6)
+
+
+def _grey(colour: RGB) -> RGB:
+    return (round(255 * luminance(colour)),) * 3
+
+
+def add_dots(image: Image.Image) -> Image.Image:
+    """Draw the image as dots of a fixed grid, larger where it is darker, on paper."""
+    values, step = np.asarray(image, np.float32), 4 * SUPERSAMPLING
+    y, x = (np.mgrid[:CANVAS_SIDE, :CANVAS_SIDE] % step) / step - 0.5
+    darkness = 1 - values.mean(-1) / 255
+    return _to_image(np.where((np.hypot(x, y) < 0.3 + 0.42 * darkness)[..., None], values, 255))
+
+
+def add_hatching(image: Image.Image) -> Image.Image:
+    """Draw diagonal strokes over the image, wider where it is darker."""
+    values, step = np.asarray(image, np.float32), 5 * SUPERSAMPLING
+    y, x = np.mgrid[:CANVAS_SIDE, :CANVAS_SIDE]
+    stroke = ((x + y) % step) / step < 0.75 * (1 - values.mean(-1) / 255)
+    return _to_image(np.where(stroke[..., None], 0.35 * values, values))
+
+
+def add_scan_lines(image: Image.Image) -> Image.Image:
+    """Darken every other pair of rows."""
+    rows = np.arange(CANVAS_SIDE) // (2 * SUPERSAMPLING) % 2
+    return _to_image(np.asarray(image, np.float32) * np.where(rows, 0.5, 1.0)[:, None, None])
+
+
+def add_ripples(image: Image.Image) -> Image.Image:
+    """Displace columns up and down along a sine."""
+    y, x = np.mgrid[:CANVAS_SIDE, :CANVAS_SIDE]
+    rows = (y + 2.5 * SUPERSAMPLING * np.sin(2 * np.pi * x / (12 * SUPERSAMPLING))).round().astype(int)
+    return Image.fromarray(np.asarray(image)[rows.clip(0, CANVAS_SIDE - 1), x])
+
+
+# Parameters of composed styles.
+RECOLOURINGS: Mapping[str, Callable[[RGB], RGB]] = {
+    "duotone": _duotone, "negative": _negative, "pastel": _pastel, "grey": _grey,
+}  # fmt: skip
+FINISHES: Mapping[str, PostProcess] = {
+    "dots": add_dots, "hatching": add_hatching, "scanlines": add_scan_lines, "ripples": add_ripples,
+}  # fmt: skip
+LINES: tuple[tuple[RGB, float], ...] = ((LEAD, 1.2), (WHITE, 1.8), (LEAD, 2.6))  # colour and width of outlines
+
+
+def _compose_style(recolour: Callable[[RGB], RGB], finish: PostProcess, number: int) -> DrawingStyle:
+    colour, width = LINES[number % len(LINES)]
+    scenery = fill_and_outline(recolour, recolour, 0.4)
+    return DrawingStyle(recolour(TINT), scenery, fill_and_outline(recolour, lambda c: colour, width), finish)
+
+
+COMPOSED_STYLES: Mapping[str, DrawingStyle] = {
+    f"{recolouring} {finish}": _compose_style(RECOLOURINGS[recolouring], FINISHES[finish], number)
+    for number, (recolouring, finish) in enumerate(product(RECOLOURINGS, FINISHES))
+    if (number // len(FINISHES) + number) % 2 == 0
+}
+"""Styles composed of parameters that no style above has: each recolouring with two finishes."""
+
 Renderer = Callable[[ShotSpec, float], np.ndarray]  # a shot at a time in seconds: uint8 [128, 128, 3]
 
 
@@ -200,16 +270,21 @@ def render_unseen_clip(render: Renderer, shot: ShotSpec, num_frames: int = 16, f
 
 
 def _render_unseen_subject(name: str, shot: ShotSpec, time: float = 0.0) -> np.ndarray:
+    parts = {**UNSEEN_SUBJECTS, **COMPOSED_SUBJECTS}[name][1]()
     image, draw = painting.new_canvas()
     painting.BACKDROP_PAINTERS[shot.style](draw, list(_scenery_outlines(shot, time)))
-    painting.STYLE_PAINTERS[shot.style](draw, list(_subject_outlines_of(UNSEEN_SUBJECTS[name][1](), shot, time)))
+    painting.STYLE_PAINTERS[shot.style](draw, list(_subject_outlines_of(parts, shot, time)))
     return painting.downsample_canvas(image)
 
 
 def _render_in_unseen_style(name: str, shot: ShotSpec, time: float = 0.0) -> np.ndarray:
     subject = shot.things[0]
     parts = SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))
-    return render_style(UNSEEN_STYLES[name], _scenery_outlines(shot, time), _subject_outlines_of(parts, shot, time))
+    return render_style(
+        {**UNSEEN_STYLES, **COMPOSED_STYLES}[name],
+        _scenery_outlines(shot, time),
+        _subject_outlines_of(parts, shot, time),
+    )
 
 
 def _scenery_outlines(shot: ShotSpec, time: float) -> ColouredOutlines:

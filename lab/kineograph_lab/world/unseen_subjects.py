@@ -1,14 +1,22 @@
-"""Five subjects that no model of the pocket world is trained on, each in its own colours: subjects to customise to.
+"""Subjects that no model of the pocket world is trained on, each in its own colours: subjects to customise to.
 
-They are individuals of kinds that have a word (an owl is a bird), drawn unlike any of that kind in `subjects.py`. Nothing
+Five are drawn by hand, individuals of kinds that have a word (an owl is a bird), unlike any of that kind in `subjects.py`.
+Twenty are composed: a kind of `subjects.py` in a palette and with two additions that no subject of the world has. Nothing
 here is in `world.sample_shots`: models and judges are trained without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import product
 
-from kineograph_lab.world.shapes import Part, band, blob, box, ellipse, polygon
+import numpy as np
+
+from kineograph_lab.world.individuals import Individual
+from kineograph_lab.world.painting import RGB
+from kineograph_lab.world.shapes import Part, band, blob, box, ellipse, polygon, star
+from kineograph_lab.world.subjects import SUBJECT_PARTS
 
 BLACK, WHITE, CREAM = (30, 28, 34), (250, 250, 250), (248, 236, 208)
 
@@ -138,3 +146,138 @@ UNSEEN_SUBJECTS: Mapping[str, tuple[str, Callable[[], list[Part]]]] = {
     "rover": ("robot", rover),
 }
 """What each is -> the kind that it is called by, and its parts from back to front, facing right."""
+
+Bounds = tuple[float, float, float, float]  # left, top, right and bottom of a subject's own parts
+Addition = Callable[[Bounds, RGB], list[Part]]
+
+
+def _wings(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, top, right, bottom = bounds
+    y = 0.6 * top + 0.4 * bottom
+    tips = [(left + 0.25 * (right - left), -1), (right - 0.25 * (right - left), 1)]
+    return [
+        Part(blob((x, y + 0.2), (x + s * 0.6, y - 0.75), (x + s * 0.95, y - 0.4), (x + s * 0.6, y + 0.25)), colour)
+        for x, s in tips
+    ]
+
+
+def _cape(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, top, right, bottom = bounds
+    x, y = (left + right) / 2, 0.75 * top + 0.25 * bottom
+    return [
+        Part(
+            blob(
+                (x + 0.2, y),
+                (x - 0.25, y - 0.1),
+                (left - 0.35, bottom - 0.1),
+                (x - 0.2, bottom + 0.1),
+                (x + 0.3, bottom),
+            ),
+            colour,
+        )
+    ]
+
+
+def _rays(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, top, right, bottom = bounds
+    return [Part(star((left + right) / 2, (top + bottom) / 2, 0.75 * max(right - left, bottom - top), 0.5, 12), colour)]
+
+
+def _stilts(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, _, right, bottom = bounds
+    return [
+        Part(
+            box(
+                left + share * (right - left) - 0.05, bottom - 0.3, left + share * (right - left) + 0.05, bottom + 0.45
+            ),
+            colour,
+        )
+        for share in (0.3, 0.7)
+    ]
+
+
+def _plume(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, top, _, bottom = bounds
+    y = (top + bottom) / 2
+    return [
+        Part(
+            band([(left + 0.2, y), (left - 0.25, y - 0.1), (left - 0.4, y - 0.6), (left - 0.15, y - 0.9)], 0.2), colour
+        )
+    ]
+
+
+def _belt(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, top, right, bottom = bounds
+    x, y = (left + right) / 2, 0.4 * top + 0.6 * bottom
+    return [
+        Part(box(left + 0.1, y - 0.08, right - 0.1, y + 0.08), colour),
+        Part(box(x - 0.12, y - 0.12, x + 0.12, y + 0.12), WHITE),
+    ]
+
+
+def _badge(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, top, right, bottom = bounds
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return [Part(ellipse(x, y, 0.32, 0.32), WHITE), Part(star(x, y, 0.28, 0.12, 6), colour)]
+
+
+def _horns(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, top, right, _ = bounds
+    x = (left + right) / 2
+    return [
+        Part(
+            blob((x + s * 0.08, top + 0.15), (x + s * 0.3, top), (x + s * 0.34, top - 0.4), (x + s * 0.16, top - 0.1)),
+            colour,
+        )
+        for s in (-1, 1)
+    ]
+
+
+def _propeller(bounds: Bounds, colour: RGB) -> list[Part]:
+    left, top, right, _ = bounds
+    x = (left + right) / 2
+    return [
+        Part(box(x - 0.03, top - 0.3, x + 0.03, top + 0.1), BLACK),
+        *(Part(ellipse(x + s * 0.3, top - 0.3, 0.3, 0.08), colour) for s in (-1, 1)),
+    ]
+
+
+BEHIND: Mapping[str, Addition] = {"wings": _wings, "cape": _cape, "rays": _rays, "stilts": _stilts, "plume": _plume}
+IN_FRONT: Mapping[str, Addition] = {"belt": _belt, "badge": _badge, "horns": _horns, "propeller": _propeller}
+# body, dark, light, additions: away from the world's eight colours
+PALETTES: tuple[tuple[RGB, RGB, RGB, RGB], ...] = (
+    ((64, 196, 190), (24, 110, 116), (190, 240, 232), (240, 112, 88)), ((176, 208, 48), (96, 120, 24), (228, 242, 150), (84, 60, 150)),
+    ((222, 62, 150), (120, 24, 88), (250, 190, 222), (252, 226, 120)), ((74, 78, 92), (36, 38, 48), (170, 176, 190), (252, 180, 40)),
+    ((242, 160, 138), (170, 90, 84), (252, 218, 204), (38, 122, 132)), ((172, 158, 216), (96, 84, 140), (226, 218, 246), (112, 122, 48)),
+)  # fmt: skip
+PLAIN = Individual("plain", ((0, 0, 1),), "light", "round", "none", "white", 1.0, 1.0)
+COMPOSED_SEED, NUM_COMPOSED = 62_003, 20
+
+
+def compose_subject(kind: str, palette: int, behind: str, in_front: str) -> list[Part]:
+    """Return the parts of a kind in a palette, with an addition behind it and one in front, within about -1..1."""
+    body, dark, light, added = PALETTES[palette]
+    paints: Mapping[str, RGB] = {"body": body, "dark": dark, "light": light}
+    own = [Part(each.outline, paints.get(each.paint, each.paint) if isinstance(each.paint, str) else each.paint)
+           for each in SUBJECT_PARTS[kind](PLAIN)]  # fmt: skip
+    points = np.concatenate([each.outline for each in own])
+    bounds = (*points.min(0).tolist(), *points.max(0).tolist())
+    parts = [*BEHIND[behind](bounds, added), *own, *IN_FRONT[in_front](bounds, added)]
+    reach = max(1.0, max(float(np.abs(each.outline).max()) for each in parts))
+    return [Part(each.outline / reach, each.paint) for each in parts]
+
+
+def _composed_subjects() -> dict[str, tuple[str, Callable[[], list[Part]]]]:
+    """Return subjects of as many kinds, with all pairs of additions used before one is used again."""
+    rng = np.random.default_rng(COMPOSED_SEED)
+    kinds, pairs = rng.permutation(list(SUBJECT_PARTS))[:NUM_COMPOSED], rng.permutation([*product(BEHIND, IN_FRONT)])
+    return {
+        f"{kind} with {behind} and {in_front}": (
+            str(kind), partial(compose_subject, str(kind), number % len(PALETTES), str(behind), str(in_front))
+        )
+        for number, (kind, (behind, in_front)) in enumerate(zip(kinds, pairs, strict=True))
+    }  # fmt: skip
+
+
+COMPOSED_SUBJECTS: Mapping[str, tuple[str, Callable[[], list[Part]]]] = _composed_subjects()
+"""As `UNSEEN_SUBJECTS`; the name says the composition."""

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from kineograph.generation.api import generate
 from kineograph.methods.freenoise import FreeNoiseOptions, fused_windows
+from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
 from kineograph.methods.vidrd import ClipOptions
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
@@ -197,4 +198,5 @@ ANALYSIS = Analysis(
     state_claims=_state_claims,
     rows=ROWS,
     set_metrics=_tabulate_changes,
+    options=(*VIDEOCRAFTER.options, FreeNoiseOptions, ClipOptions),
 )

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
+from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
 from kineograph.metrics import optical_flow, video_metrics
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint
@@ -22,6 +24,7 @@ from kineograph_lab.studies.claims import CLIP_MARGIN, Claim, claim_better, clai
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record
 from kineograph_lab.studies.sample import FPS, FRAMES, STEPS, generate_frames
+from kineograph_lab.studies.splits import Split
 from kineograph_lab.studies.still_moving import customised_models
 from kineograph_lab.studies.still_moving.customised_models import Customise
 from kineograph_lab.studies.still_moving.items import (
@@ -64,6 +67,7 @@ def customisation_study(model: Model, judges: Judges, count: int, steps: int | N
             VIDEO: partial(_generate_uncustomised, model, steps or STEPS),
             RENDERING: _render,
         },
+        trained=partial(_trained_files, model),
         measure=lambda frames, case: _measure(frames, case, judges),
         select_frames=every_third_frame,
     )
@@ -117,14 +121,24 @@ def _recorded_settings(model: Model, kind: Kind) -> dict[str, Any]:
 def _generate(customise: Customise, video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """Generate the videos of some cases, each with the model customised to its item."""
     return [
-        generate_frames(_customise_once(customise, video, item_of(case).number), case, steps=steps, scale=SCALE)
+        generate_frames(
+            _customise_once(customise, video, item_of(case).number, case.split), case, steps=steps, scale=SCALE
+        )
         for case in cases
     ]
 
 
+def _trained_files(video: Model, arm: str, case: Case) -> Sequence[Path]:
+    """Return the weight files that were trained for a video."""
+    if arm in (VIDEO, RENDERING):
+        return []
+    folders = {INJECTION: OURS, INTERPOLATION: OURS, INTERLEAVED: customised_models.INTERLEAVED}
+    return customised_models.trained_files(video, item_of(case), folders.get(arm, arm))
+
+
 @lru_cache(maxsize=8)  # as many as the arms, which take turns with the prompts of an item
-def _customise_once(customise: Customise, video: Model, number: int) -> Model:
-    return customise(video, items()[number])
+def _customise_once(customise: Customise, video: Model, number: int, split: Split) -> Model:
+    return customise(video, items(split)[number])
 
 
 def _generate_uncustomised(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
@@ -222,12 +236,14 @@ ANALYSIS = Analysis(
     state_claims=_state_claims,
     rows=ROWS,
     cases_with_images=(0, PROMPTS),  # a subject and a style
+    options=VIDEOCRAFTER.options,
 )
 ABLATION = Analysis(
     name="still-moving-ablation",
     title=f"Still-Moving without each of its parts, {DEFAULT_MODEL} (one subject)",
-    cases=lambda count: customisation_cases(min(count, ABLATED_CASES)),
+    cases=lambda count, split: customisation_cases(min(count, ABLATED_CASES), split),
     state_claims=_state_ablation_claims,
     rows=ROWS,
     cases_with_images=(0,),
+    options=VIDEOCRAFTER.options,
 )

@@ -30,13 +30,14 @@ from kineograph.training.customise import (
     with_changes,
 )
 from kineograph.training.customise.adapters import merge_loras
+from kineograph.training.customise.phases import ADAPTER_FILE, WHOLE
 from kineograph.training.temporal_layers.run import FINAL
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case
 from kineograph_lab.studies.still_moving.items import Item, content, held_out_case, write_reference_images
 
 FOLDER = Path("runs/still_moving")
-OURS, IMAGE = "ours", "image"
+OURS, INTERLEAVED, IMAGE = "ours", "interleaved", "image"  # folders
 SHARED = (IMAGE, "stills", "latents")  # folders that Still-Moving and its ablations share
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -60,6 +61,13 @@ def customisation_settings(video: Model, item: Item, changes: Mapping[str, Any])
 def item_folder(video: Model, item: Item) -> Path:
     """Return the folder of everything trained for an item."""
     return FOLDER / video.name / _folder_name(item.name)
+
+
+def trained_files(video: Model, item: Item, name: str) -> list[Path]:
+    """Return the weight files that a training of an item left: adapters, image networks, or a whole model."""
+    folder = item_folder(video, item) / _folder_name(name)
+    patterns = (ADAPTER_FILE, f"{IMAGE}/{FINAL}/*.safetensors", f"{FINAL}/*.safetensors", f"{WHOLE}/**/*.safetensors")
+    return sorted(file for pattern in patterns for file in folder.glob(pattern))
 
 
 def customise_with_still_moving(video: Model, item: Item) -> Model:
@@ -130,7 +138,7 @@ def _score(frames: Frames, item: Item, judges: Judges) -> float:
 
 def customise_by_interleaved_training(video: Model, item: Item) -> Model:
     """Customise by training on images and natural videos in turn."""
-    folder = item_folder(video, item) / "interleaved"
+    folder = item_folder(video, item) / INTERLEAVED
     images = write_reference_images(item, item_folder(video, item) / "photos")
     subject, style = _subject_and_style(item)
     settings = customisation_settings(video, item, {})

@@ -1,13 +1,15 @@
 """Subjects and styles for customisation that no model of the pocket world was trained on.
 
-Each has a few rendered reference images and ten prompts, in other scenes or of other subjects, each with another
-motion. Everything follows from the item's number and the prompt's.
+Each has a few rendered reference images and some prompts, in other scenes or of other subjects, each with another
+motion. Everything follows from the split, the item's number and the prompt's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,14 +21,16 @@ from kineograph.methods import dreambooth
 from kineograph.metrics.features import Frames
 from kineograph.training.customise.prompts import styled_caption
 from kineograph_lab.studies.protocol import Case
-from kineograph_lab.world import unseen, unseen_subjects
+from kineograph_lab.studies.splits import DEVELOPMENT, TEST, Split, seed_offset, unseen_styles, unseen_subjects
+from kineograph_lab.world import unseen
 from kineograph_lab.world.captions import KINDS, MOTIONS, with_article
 from kineograph_lab.world.captions import SCENES as WHERE
 from kineograph_lab.world.unseen import Renderer
 from kineograph_lab.world.world import COLOURS, MOTION_FACINGS, SCENES, SUBJECTS, ShotSpec, Subject, is_held_out
 
 SEED, RARE_TOKEN, STYLE = 61_007, "sks", "flat"  # of all subjects: one of the world's drawing styles
-PROMPTS = 10  # of each item
+PROMPTS = 10  # of each item of the development split, and the step between the first cases of items
+PROMPTS_OF_SPLIT: Mapping[Split, int] = {DEVELOPMENT: PROMPTS, TEST: 4}  # errors are over items: rather more of them
 HELD_OUT = 10_000  # first number of the cases that choose a baseline's setting
 NUM_REFERENCES = {"subject": 5, "style": 4}
 MOVING = tuple(motion for motion in MOTIONS if motion != "still")
@@ -50,6 +54,7 @@ class Item(NamedTuple):
     references  its reference images
     """
 
+    split: Split
     number: int
     kind: Kind
     name: str
@@ -70,20 +75,27 @@ class Item(NamedTuple):
         return content.replace(dreambooth.prior_caption(kind), dreambooth.subject_caption(RARE_TOKEN, kind), 1)
 
 
+def items(split: Split = DEVELOPMENT) -> tuple[Item, ...]:
+    """Return subjects and styles in turn while there are both, so that the first few are of both kinds."""
+    return _items(split)
+
+
 @cache
-def items() -> tuple[Item, ...]:
-    """Return subjects and styles in turn, so that the first few are of both kinds."""
-    both = zip(unseen_subjects.UNSEEN_SUBJECTS.items(), unseen.UNSEEN_STYLES, strict=True)
+def _items(split: Split) -> tuple[Item, ...]:
     all_items = list[Item]()
-    for (subject, (kind, _)), style in both:
-        renderer = unseen.unseen_subject_renderer(subject)
-        all_items.append(_item(len(all_items), "subject", subject, f"{RARE_TOKEN} {kind}", renderer))
-        all_items.append(_item(len(all_items), "style", style, style, unseen.unseen_style_renderer(style)))
+    for subject, style in zip_longest(unseen_subjects(split).items(), unseen_styles(split)):
+        if subject is not None:
+            name, (kind, _) = subject
+            renderer = unseen.unseen_subject_renderer(name)
+            all_items.append(_item(split, len(all_items), "subject", name, f"{RARE_TOKEN} {kind}", renderer))
+        if style is not None:
+            renderer = unseen.unseen_style_renderer(style)
+            all_items.append(_item(split, len(all_items), "style", style, style, renderer))
     return tuple(all_items)
 
 
-def _item(number: int, kind: Kind, name: str, phrase: str, render: Renderer) -> Item:
-    rng = np.random.default_rng((SEED, number))
+def _item(split: Split, number: int, kind: Kind, name: str, phrase: str, render: Renderer) -> Item:
+    rng = np.random.default_rng((SEED + seed_offset(split), number))
     count = NUM_REFERENCES[kind]
     scenes = rng.permutation(SCENES)[:count]
     subjects = rng.permutation(SUBJECTS)[:count] if kind == "style" else [phrase.split()[1]] * count
@@ -91,7 +103,9 @@ def _item(number: int, kind: Kind, name: str, phrase: str, render: Renderer) -> 
         _reference_shot(rng, str(scene), _subject(kind, str(subject), place, COLOURS[(3 * place + 1) % len(COLOURS)]))
         for place, (scene, subject) in enumerate(zip(scenes, subjects, strict=True))
     ]
-    return Item(number, kind, name, phrase, render, tuple(Reference(shot, item_caption(kind, shot)) for shot in shots))
+    return Item(
+        split, number, kind, name, phrase, render, tuple(Reference(shot, item_caption(kind, shot)) for shot in shots)
+    )
 
 
 def _subject(kind: Kind, name: str, number: int, colour: str) -> Subject:
@@ -111,9 +125,9 @@ def item_caption(kind: Kind, shot: ShotSpec, motion: str = "") -> str:
     return " ".join(filter(None, (with_article(what), motion, WHERE[shot.scene][0])))
 
 
-def customisation_cases(count: int) -> list[Case]:
+def customisation_cases(count: int, split: Split = DEVELOPMENT) -> list[Case]:
     """Return up to `count` cases: all prompts of the first item, then of the second, and so on."""
-    return [_case(item, prompt) for item in items() for prompt in range(PROMPTS)][:count]
+    return [_case(item, prompt) for item in items(split) for prompt in range(PROMPTS_OF_SPLIT[split])][:count]
 
 
 def held_out_case(item: Item) -> Case:
@@ -124,25 +138,28 @@ def held_out_case(item: Item) -> Case:
 
 def item_of(case: Case) -> Item:
     """Return the item of a case."""
-    return items()[case.number - HELD_OUT if case.number >= HELD_OUT else case.number // PROMPTS]
+    return items(case.split)[case.number - HELD_OUT if case.number >= HELD_OUT else case.number // PROMPTS]
 
 
 def _case(item: Item, prompt: int) -> Case:
-    motion, scene = MOVING[prompt % len(MOVING)], SCENES[(3 * prompt + item.number) % len(SCENES)]
+    first_motion = 0 if item.split == DEVELOPMENT else PROMPTS_OF_SPLIT[item.split] * item.number
+    motion, scene = MOVING[(first_motion + prompt) % len(MOVING)], SCENES[(3 * prompt + item.number) % len(SCENES)]
     name = item.phrase.split()[1] if item.kind == "subject" else _unused_subjects(item)[prompt]
     subject = _subject(item.kind, name, prompt, _pick_colour(name, scene, prompt))
     shot = ShotSpec(
         scene, STYLE, (replace(subject, facing=MOTION_FACINGS.get(motion, (-1, 1)[prompt % 2]), motion=motion),)
     )
     caption = item_caption(item.kind, shot, MOTIONS[motion][0])
-    return Case(PROMPTS * item.number + prompt, item.prompt(caption), shot, cluster=item.number)
+    return Case(PROMPTS * item.number + prompt, item.prompt(caption), shot, item.number, item.split)
 
 
 def _unused_subjects(item: Item) -> list[str]:
     """Return the subjects that are on none of a style's reference images."""
     used = {reference.shot.things[0].kind for reference in item.references}
     return [
-        str(each) for each in np.random.default_rng((SEED, item.number, 1)).permutation(SUBJECTS) if each not in used
+        str(each)
+        for each in np.random.default_rng((SEED + seed_offset(item.split), item.number, 1)).permutation(SUBJECTS)
+        if each not in used
     ]
 
 

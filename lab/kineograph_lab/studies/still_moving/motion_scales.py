@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
+from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
@@ -87,12 +88,14 @@ ROWS: Mapping[str, str] = {
 ANALYSIS = Analysis(
     name="motion-scale",
     title=f"The motion adapter's scale, {DEFAULT_MODEL} ({MAX_CASES} of the prompts)",
-    cases=lambda count: moving_cases(min(count, MAX_CASES)),
+    cases=lambda count, split: moving_cases(min(count, MAX_CASES), split),
     state_claims=_state_claims,
     rows=ROWS,
+    options=VIDEOCRAFTER.options,
 )
 SPACE_TIME_ANALYSIS = ANALYSIS._replace(
     name=f"{ANALYSIS.name}-{SPACE_TIME}",
     title=f"The motion adapter's scale, {SPACE_TIME} ({MAX_SPACE_TIME_CASES} of the prompts)",
-    cases=lambda count: moving_cases(min(count, MAX_SPACE_TIME_CASES)),
+    cases=lambda count, split: moving_cases(min(count, MAX_SPACE_TIME_CASES), split),
+    models=(SPACE_TIME,),
 )

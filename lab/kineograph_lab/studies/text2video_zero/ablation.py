@@ -17,6 +17,7 @@ from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.media.video import Video
 from kineograph.methods.text2video_zero import DEFAULT_CAMERA, paper_sigmas, sample
+from kineograph.methods.text2video_zero import METHOD as TEXT2VIDEO_ZERO
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import FrameAttention, first, own
@@ -189,4 +190,5 @@ ANALYSIS = Analysis(
     cases=held_out_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    options=TEXT2VIDEO_ZERO.options,
 )

@@ -14,6 +14,8 @@ from kineograph.denoise import classifier_free_guidance
 from kineograph.generation.api import generate
 from kineograph.media.annotators import canny
 from kineograph.media.video import Video
+from kineograph.methods.controlnet import ControlOptions
+from kineograph.methods.text2video_zero import METHOD as TEXT2VIDEO_ZERO
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import first
@@ -24,6 +26,7 @@ from kineograph_lab.studies.claims import Claim, claim_at_least, claim_ratio_at_
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.study import COMMON_ROWS, Analysis, Study, metric_values
+from kineograph_lab.studies.weights import CONTROLNETS
 from kineograph_lab.world.painting import SIDE
 from kineograph_lab.world.truth import CONTROL_MAPS, KEYPOINTS, GroundTruth, ground_truth
 from kineograph_lab.world.world import ShotSpec, frame_times, render_clip
@@ -147,4 +150,6 @@ ANALYSIS = Analysis(
     cases=held_out_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    models=CONTROLNETS,
+    options=(*TEXT2VIDEO_ZERO.options, ControlOptions),
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kineograph.methods.controlnet import ControlOptions
+from kineograph.methods.text2video_zero import METHOD as TEXT2VIDEO_ZERO
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
@@ -16,6 +18,7 @@ from kineograph_lab.studies.claims import Claim, claim_better
 from kineograph_lab.studies.frame_metrics import share_equal
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
+from kineograph_lab.studies.splits import DEVELOPMENT, Split
 from kineograph_lab.studies.study import Analysis, Study, metric_values
 from kineograph_lab.studies.text2video_zero.controlnet import (
     FPS,
@@ -49,12 +52,13 @@ def dreambooth_study(model: Model, judges: Judges, count: int, steps: int | None
         cases=dreambooth_cases(count),
         arms={"base": partial(_generate, lambda case: model, steps), "LoRA": partial(_generate, load_with_lora, steps)},
         measure=lambda frames, case: _measure(frames, case, subject_of(case), judges),
+        trained=lambda arm, case: [lora_file(case)] if arm == "LoRA" else [],
     )  # fmt: skip
 
 
-def dreambooth_cases(count: int) -> list[Case]:
+def dreambooth_cases(count: int, split: Split = DEVELOPMENT) -> list[Case]:
     """Return held-out cases of the subjects in turn; a subject, with one LoRA, is a cluster."""
-    return [_with_subject(case, subject_of(case)) for case in held_out_cases(count)]
+    return [_with_subject(case, subject_of(case)) for case in held_out_cases(count, split)]
 
 
 def _with_subject(case: Case, subject: DreamBoothSubject) -> Case:
@@ -69,14 +73,19 @@ def _generate(model_for: Callable[[Case], Model], steps: int, cases: Sequence[Ca
     return [generate_with_control(model_for(case), case, KIND, steps=steps, scale=SCALE) for case in cases]
 
 
+def lora_file(case: Case) -> Path:
+    """Return the file of the LoRA of the case's subject, trained if there is none yet."""
+    return train_lora_once(subject_of(case), FOLDER, LORA_STEPS)
+
+
 def load_with_lora(case: Case) -> Model:
     """Load the pocket model with the LoRA of the case's subject, trained if there is none yet."""
-    return _load_with_lora(subject_of(case).number)
+    return _load_with_lora(case.split, subject_of(case).number)
 
 
 @cache
-def _load_with_lora(number: int) -> Model:
-    return load(lora=str(train_lora_once(dreambooth_subjects()[number], FOLDER, LORA_STEPS)))
+def _load_with_lora(split: Split, number: int) -> Model:
+    return load(lora=str(train_lora_once(dreambooth_subjects(split)[number], FOLDER, LORA_STEPS)))
 
 
 def _measure(frames: Frames, case: Case, subject: DreamBoothSubject, judges: Judges) -> Mapping[str, float]:
@@ -113,4 +122,6 @@ ANALYSIS = Analysis(
     cases=dreambooth_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    models=("controlnet pose",),
+    options=(*TEXT2VIDEO_ZERO.options, ControlOptions),
 )

@@ -27,6 +27,7 @@ from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.claims import Claim, claim_at_least, claim_better
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
+from kineograph_lab.studies.splits import DEVELOPMENT, Split, seed_offset
 from kineograph_lab.studies.study import Analysis, Study, metric_values
 from kineograph_lab.studies.text2video_zero.controlnet import FPS, FRAMES, ground_truths, render_shot
 from kineograph_lab.world.edits import ASPECTS, Edit, edit_instruction, sample_edit
@@ -55,19 +56,21 @@ def editing_study(model: Model, judges: Judges, count: int, steps: int | None) -
     )  # fmt: skip
 
 
-def editing_cases(count: int) -> list[Case]:
+def editing_cases(count: int, split: Split = DEVELOPMENT) -> list[Case]:
     """Return the held-out cases with instructions as prompts."""
-    return [replace(case, prompt=_instruction(case)) for case in held_out_cases(count)]
+    return [replace(case, prompt=_instruction(case)) for case in held_out_cases(count, split)]
 
 
 def edit_of(case: Case) -> Edit:
     """Return the edit of a case: of colour, scene, style and subject in turn."""
     aspect = ASPECTS[case.number % len(ASPECTS)]
-    return sample_edit(np.random.default_rng((case.number, 0)), aspect, case.shot, split="held_out")
+    return sample_edit(
+        np.random.default_rng((seed_offset(case.split) + case.number, 0)), aspect, case.shot, split="held_out"
+    )
 
 
 def _instruction(case: Case) -> str:
-    return edit_instruction(edit_of(case), np.random.default_rng((case.number, 1)))
+    return edit_instruction(edit_of(case), np.random.default_rng((seed_offset(case.split) + case.number, 1)))
 
 
 def _generate(editor: Model, frame_attention: FrameAttention, steps: int, cases: Sequence[Case]) -> list[Frames]:
@@ -160,4 +163,6 @@ ANALYSIS = Analysis(
     cases=editing_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    models=("pocket-edit",),
+    options=(InstructPix2PixOptions,),
 )

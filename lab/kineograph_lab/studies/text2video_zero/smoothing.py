@@ -10,6 +10,8 @@ import torch
 
 from kineograph.generation.api import generate
 from kineograph.methods.text2video_zero import DEFAULT_CAMERA as MOTION
+from kineograph.methods.text2video_zero import METHOD as TEXT2VIDEO_ZERO
+from kineograph.methods.text2video_zero import SmoothingOptions
 from kineograph.metrics.features import Frames
 from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
@@ -107,4 +109,5 @@ ANALYSIS = Analysis(
     cases=held_out_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    options=(*TEXT2VIDEO_ZERO.options, SmoothingOptions),
 )

@@ -7,6 +7,7 @@ records carry its numbers (docs/decisions/0010).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,10 +27,12 @@ from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph_lab.recipe.loop import bf16_autocast
 from kineograph_lab.studies.protocol import Case
+from kineograph_lab.studies.splits import DEVELOPMENT, TEST, Split, seed_offset
 from kineograph_lab.world.captions import SCENES as WHERE
 from kineograph_lab.world.world import SCENES, ShotSpec, render, sample_shots
 
-SEED, COUNT, IMAGES = 60_007, 4, 5
+SEED, IMAGES = 60_007, 5
+COUNTS: Mapping[Split, int] = {DEVELOPMENT: 4, TEST: 20}
 WORD = "sks"
 RANK, LEARNING_RATE, STEPS, BATCH = 8, 1e-3, 250, 10
 UNCOND_PROBABILITY = 0.1
@@ -38,6 +41,7 @@ UNCOND_PROBABILITY = 0.1
 class DreamBoothSubject(NamedTuple):
     """An individual: its kind, the shots of its training images, and those images, uint8 [n h w 3]."""
 
+    split: Split
     number: int
     kind: str
     shots: tuple[ShotSpec, ...]
@@ -48,37 +52,44 @@ class DreamBoothSubject(NamedTuple):
         return f"a {WORD} {self.kind} {WHERE[scene][0]}"
 
 
+def dreambooth_subjects(split: Split = DEVELOPMENT) -> tuple[DreamBoothSubject, ...]:
+    """Return individuals, each of another kind, with images in several scenes and sizes, in one drawing style."""
+    return _dreambooth_subjects(split)
+
+
 @cache
-def dreambooth_subjects() -> tuple[DreamBoothSubject, ...]:
-    """Return individuals of COUNT kinds, each with images in several scenes and sizes, in one drawing style."""
+def _dreambooth_subjects(split: Split) -> tuple[DreamBoothSubject, ...]:
     chosen: dict[str, ShotSpec] = {}
-    for shot in sample_shots(SEED, split="held_out"):
+    for shot in sample_shots(SEED + seed_offset(split), split="held_out"):
         if len(shot.things) == 1:
             chosen.setdefault(shot.things[0].kind, shot)
-        if len(chosen) == COUNT:
+        if len(chosen) == COUNTS[split]:
             break
-    return tuple(_subject(number, shot) for number, shot in enumerate(chosen.values()))
+    return tuple(_subject(split, number, shot) for number, shot in enumerate(chosen.values()))
 
 
 def subject_of(case: Case) -> DreamBoothSubject:
     """Return the subject of a case; subjects take turns."""
-    return dreambooth_subjects()[case.number % COUNT]
+    return dreambooth_subjects(case.split)[case.number % COUNTS[case.split]]
 
 
-def _subject(number: int, shot: ShotSpec) -> DreamBoothSubject:
-    rng = np.random.default_rng((SEED, number))
+def _subject(split: Split, number: int, shot: ShotSpec) -> DreamBoothSubject:
+    rng = np.random.default_rng((SEED + seed_offset(split), number))
     scenes = [str(scene) for scene in rng.choice(SCENES, IMAGES, replace=False)]
     shots = []
     for scene in scenes:
         facing, size = int(rng.choice((-1, 1))), float(rng.uniform(0.26, 0.36))
         main = replace(shot.things[0], facing=facing, size=size, x=float(rng.uniform(0.42, 0.58)))
         shots.append(replace(shot, scene=scene, things=(main,), camera="still"))
-    return DreamBoothSubject(number, shot.things[0].kind, tuple(shots), np.stack([render(each) for each in shots]))
+    return DreamBoothSubject(
+        split, number, shot.things[0].kind, tuple(shots), np.stack([render(each) for each in shots])
+    )
 
 
 def train_lora_once(subject: DreamBoothSubject, folder: Path, steps: int) -> Path:
     """Train the LoRA of a subject unless its file exists, and return the file."""
-    file = folder / f"{subject.number}-{subject.kind}-{steps}" / "pytorch_lora_weights.safetensors"
+    prefix = "" if subject.split == DEVELOPMENT else f"{subject.split}-"
+    file = folder / f"{prefix}{subject.number}-{subject.kind}-{steps}" / "pytorch_lora_weights.safetensors"
     if file.exists():
         return file
     model = load(dtype=torch.float32)

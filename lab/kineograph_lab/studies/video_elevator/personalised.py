@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from kineograph.methods.video_elevator import METHOD as VIDEO_ELEVATOR
 from kineograph.metrics import video_metrics
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
@@ -25,9 +26,10 @@ from kineograph_lab.studies.claims import (
 )
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
+from kineograph_lab.studies.splits import DEVELOPMENT, Split
 from kineograph_lab.studies.still_moving.items import item_caption
 from kineograph_lab.studies.study import Analysis, Study, metric_values
-from kineograph_lab.studies.text2video_zero.dreambooth import load_with_lora
+from kineograph_lab.studies.text2video_zero.dreambooth import load_with_lora, lora_file
 from kineograph_lab.studies.text2video_zero.subjects import STEPS as LORA_STEPS
 from kineograph_lab.studies.text2video_zero.subjects import subject_of
 from kineograph_lab.studies.video_elevator.two_models import (
@@ -58,6 +60,7 @@ def personalised_study(model: Model, judges: Judges, count: int, steps: int | No
             VIDEO: partial(generate_with_video_model, video, steps or STEPS),
         },
         measure=lambda frames, case: _measure(frames, case, judges),
+        trained=lambda arm, case: [] if arm == VIDEO else [lora_file(case)],
     )  # fmt: skip
 
 
@@ -65,9 +68,9 @@ def _image_prompt(case: Case) -> str:
     return subject_of(case).prompt(case.scene)
 
 
-def personalised_cases(count: int) -> list[Case]:
+def personalised_cases(count: int, split: Split = DEVELOPMENT) -> list[Case]:
     """Return moving cases of the subjects in turn; a subject, with one LoRA, is a cluster."""
-    return [_with_subject(case) for case in moving_cases(count)]
+    return [_with_subject(case) for case in moving_cases(count, split)]
 
 
 def _with_subject(case: Case) -> Case:
@@ -121,4 +124,6 @@ ANALYSIS = Analysis(
     cases=personalised_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    models=("pocket-video-degraded",),
+    options=VIDEO_ELEVATOR.options,
 )

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kineograph.generation.api import generate
+from kineograph.methods.video_elevator import METHOD as VIDEO_ELEVATOR
 from kineograph.methods.video_elevator import VideoElevatorOptions
 from kineograph.metrics import video_metrics
 from kineograph.metrics.extractors import POCKET, load_extractor
@@ -231,4 +232,6 @@ ANALYSIS = Analysis(
     state_claims=_state_all_claims,
     rows=ROWS,
     set_metrics=partial(set_distances.tabulate_set_distances, real=TRUTH),
+    models=("pocket-video-degraded",),
+    options=VIDEO_ELEVATOR.options,
 )

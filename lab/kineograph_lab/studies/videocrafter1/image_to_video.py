@@ -16,11 +16,13 @@ from typing import Literal
 import numpy as np
 from safetensors.torch import load_file
 
+from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
 from kineograph.metrics import video_metrics
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
+from kineograph.request import ImageOptions
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.claims import SHARE_MARGIN, Claim, claim_at_least, claim_better, claim_not_below
@@ -134,4 +136,6 @@ ANALYSIS = Analysis(
     cases=moving_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    models=("pocket-animate", "recipe stage class_token"),
+    options=(*VIDEOCRAFTER.options, ImageOptions),
 )

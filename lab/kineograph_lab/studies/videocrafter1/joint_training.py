@@ -114,4 +114,5 @@ ANALYSIS = Analysis(
     cases=held_out_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    models=("pocket", "recipe stage joint", "recipe stage films_only"),
 )

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
 from kineograph.metrics import video_metrics
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint
@@ -102,4 +103,5 @@ ANALYSIS = Analysis(
     cases=moving_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    options=VIDEOCRAFTER.options,
 )

@@ -19,8 +19,9 @@ from kineograph.models.model import Model
 from kineograph_lab.studies.claims import Claim, claim_better
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record
+from kineograph_lab.studies.splits import DEVELOPMENT, Split, seed_offset
 from kineograph_lab.studies.study import Analysis, Study, metric_values
-from kineograph_lab.world.world import render_clip, sample_shots
+from kineograph_lab.world.world import ShotSpec, render_clip, sample_shots
 
 SEED = 50_021  # of the shots of the first set
 VIDEOS = 256  # on either side: more than features, so that no covariance is singular
@@ -77,22 +78,26 @@ def fvd_study(model: Model, judges: Judges, count: int, steps: int | None) -> St
         settings={"videos": VIDEOS, "extractor": extractor.protocol(), "damage": list(DEGREES)},
         cases=degraded_sets(count),
         arms={ARM: lambda cases: [_show_degradations(case) for case in cases]},
-        measure=lambda frames, case: _measure(extractor, case.number),
+        measure=lambda frames, case: _measure(extractor, case),
     )
 
 
-def degraded_sets(count: int) -> list[Case]:
+def degraded_sets(count: int, split: Split = DEVELOPMENT) -> list[Case]:
     """Return a set of clips for every 20 cases of other studies."""
-    return [_case(number) for number in range(max(MIN_SETS, count // CASES_PER_SET))]
+    return [_case(number, split) for number in range(max(MIN_SETS, count // CASES_PER_SET))]
 
 
-def _case(number: int) -> Case:
-    return Case(number, f"set {number + 1}", next(sample_shots(SEED + number, split="held_out")))
+def _case(number: int, split: Split) -> Case:
+    return Case(number, f"set {number + 1}", next(_shots(number, split)), split=split)
 
 
-def _render_set(number: int) -> Iterator[Frames]:
+def _shots(number: int, split: Split) -> Iterator[ShotSpec]:
+    return sample_shots(SEED + seed_offset(split) + number, split="held_out")
+
+
+def _render_set(case: Case) -> Iterator[Frames]:
     """Yield the clips of a set: first those to degrade, then the reference clips."""
-    return (render_clip(shot) for shot in islice(sample_shots(SEED + number, split="held_out"), 2 * VIDEOS))
+    return (render_clip(shot) for shot in islice(_shots(case.number, case.split), 2 * VIDEOS))
 
 
 def _show_degradations(case: Case) -> Frames:
@@ -107,11 +112,11 @@ def _degrade(frames: Frames, name: str, seed: int) -> Frames:
     return degradation(frames, degree, seed)
 
 
-def _measure(extractor: Extractor, number: int) -> dict[str, float]:
+def _measure(extractor: Extractor, case: Case) -> dict[str, float]:
     """Return FVD of a set with each degradation against its reference set."""
     degraded: dict[str, list[np.ndarray]] = {name: [] for name in DEGREES}
     real = []
-    for position, frames in enumerate(_render_set(number)):
+    for position, frames in enumerate(_render_set(case)):
         features = extractor.extract(frames).features
         if position >= VIDEOS:
             real.append(features)

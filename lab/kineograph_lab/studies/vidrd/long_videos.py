@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from kineograph.generation.api import generate
+from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
 from kineograph.methods.vidrd import ClipOptions
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
@@ -200,11 +201,13 @@ ANALYSIS = Analysis(
     cases=moving_cases,
     state_claims=_state_claims,
     rows=ROWS,
+    options=(*VIDEOCRAFTER.options, ClipOptions),
 )
 ABLATION = Analysis(
     name="long-videos-ablation",
     title=f"Two clips in sequence, without each part of the method ({ABLATED_CASES} of the prompts)",
-    cases=lambda count: moving_cases(min(count, ABLATED_CASES)),
+    cases=lambda count, split: moving_cases(min(count, ABLATED_CASES), split),
     state_claims=_state_ablation_claims,
     rows=ROWS,
+    options=(*VIDEOCRAFTER.options, ClipOptions),
 )

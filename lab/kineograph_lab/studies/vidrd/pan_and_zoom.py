@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
+from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
 from kineograph.metrics import video_metrics
 from kineograph.metrics.extractors import POCKET, load_extractor
 from kineograph.metrics.features import Extractor, Frames
@@ -111,4 +112,6 @@ ANALYSIS = Analysis(
     state_claims=_state_claims,
     rows=ROWS,
     set_metrics=_set_metrics,
+    models=("recipe stage vidrd_panned", "recipe stage vidrd_unpanned"),
+    options=VIDEOCRAFTER.options,
 )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from kineograph.latents import Latents
+from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
 from kineograph.metrics import optical_flow
 from kineograph.metrics.extractors import POCKET as EXTRACTOR
 from kineograph.metrics.extractors import load_extractor
@@ -157,6 +158,7 @@ RECONSTRUCTION = Analysis(
     state_claims=_state_reconstruction_claims,
     rows=RECONSTRUCTION_ROWS,
     set_metrics=_set_metrics,
+    models=("pocket-vidrd",),
 )
 GENERATION = Analysis(
     name="temporal-decoder",
@@ -165,4 +167,6 @@ GENERATION = Analysis(
     state_claims=_state_generation_claims,
     rows=GENERATION_ROWS,
     set_metrics=_set_metrics,
+    models=("pocket-vidrd",),
+    options=VIDEOCRAFTER.options,
 )
