@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ Warp = Callable[[FirstFrame, FirstFrame], tuple[OtherFrames, OtherFrames]]  # (x
 View = Float[Tensor, "2 3"]  # (x, y, 1) in a frame -> (x, y) in frame 0, in latent cells from the top left corner
 
 REFERENCE_SIZE = 512  # pixels: distances are relative to a frame of this width and height, whatever its real size
+CACHED_LANDINGS = 32  # frames: at 512 x 512 pixels the landings of one take 2 MB
 SUBCELLS = 8  # a latent cell's noise is moved in 8 x 8 parts, each one pixel of a VAE with scale factor 8
 MAX_NUMBER = 1e4  # pixels, degrees or magnification for each frame
 MAX_ZOOM = 4  # total magnification in or out; beyond it a frame shares too little with frame 0
@@ -170,13 +171,14 @@ def frame_warp(motion: Motion, *, frames: int, seed: Seeds) -> FrameWarp:
     def views(size: tuple[int, int]) -> list[View]:
         return [view_matrix(motion, frame, frames, size) for frame in range(1, frames)]
 
-    @cache
-    def landings(size: tuple[int, int]) -> list[Landings]:
-        return [_find_landings(view, size) for view in views(size)]
+    @lru_cache(maxsize=CACHED_LANDINGS)
+    def landings(number: int, size: tuple[int, int]) -> Landings:
+        return _find_landings(views(size)[number], size)
 
-    return FrameWarp(
-        lambda x0: warp_latents(x0, views(_size(x0))), lambda noise: _warp_noise(noise, landings(_size(noise)), seed)
-    )
+    def warp_cached(noise: FirstFrame) -> OtherFrames:
+        return _warp_noise(noise, (landings(number, _size(noise)) for number in range(frames - 1)), seed)
+
+    return FrameWarp(lambda x0: warp_latents(x0, views(_size(x0))), warp_cached)
 
 
 def _size(latents: Tensor) -> tuple[int, int]:
@@ -187,7 +189,7 @@ def _size(latents: Tensor) -> tuple[int, int]:
 def warp_latents(x0: FirstFrame, views: Sequence[View]) -> OtherFrames:
     """Warp frame 0 to each view: bicubic, mirrored at the edges; a pan by whole cells is an exact shift."""
     frame = x0[:, 0].cpu().double()  # in double precision a shift by whole cells is exact
-    return torch.stack([_sample(frame, view) for view in views], dim=1).to(x0)
+    return torch.stack([_sample(frame, view).to(x0.dtype) for view in views], dim=1).to(x0.device)
 
 
 def _sample(frame: Float[Tensor, "b c h w"], view: View) -> Float[Tensor, "b c h w"]:
@@ -207,15 +209,15 @@ def warp_noise(noise: FirstFrame, views: Sequence[View], seed: Seeds) -> OtherFr
     independent, except where frame 0 is mirrored at its edges.
     Source: the noise transport of Chang et al. 2024, "How I Warped Your Noise", for affine maps.
     """
-    return _warp_noise(noise, [_find_landings(view, _size(noise)) for view in views], seed)
+    return _warp_noise(noise, (_find_landings(view, _size(noise)) for view in views), seed)
 
 
-def _warp_noise(noise: FirstFrame, landings: Sequence[Landings], seed: Seeds) -> OtherFrames:
+def _warp_noise(noise: FirstFrame, landings: Iterable[Landings], seed: Seeds) -> OtherFrames:
     b, _, c, h, w = noise.shape
     detail = shared(seed, [0], (b, c, SUBCELLS * h, SUBCELLS * w))[:, 0]
     parts = _split(noise[:, 0].cpu().double(), detail.double()).flatten(2).flatten(0, 1).T.contiguous()
-    cells = torch.stack([_gather(parts, each) for each in landings])
-    return cells.transpose(1, 2).unflatten(1, (b, c)).unflatten(3, (h, w)).transpose(0, 1).to(noise)
+    cells = torch.stack([_gather(parts, each).to(noise.dtype) for each in landings])
+    return cells.transpose(1, 2).unflatten(1, (b, c)).unflatten(3, (h, w)).transpose(0, 1).to(noise.device)
 
 
 def _split(noise: Float[Tensor, "b c h w"], detail: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
@@ -231,7 +233,7 @@ def _gather(parts: Float[Tensor, "parts n"], landings: Landings) -> Float[Tensor
 
 
 def _find_landings(view: View, size: tuple[int, int]) -> Landings:
-    """Return which parts move to which cells in this view: in 32 bits, since every frame's are kept."""
+    """Return which parts move to which cells in this view: in 32 bits, since those of many frames are cached."""
     num_cells = size[0] * size[1]
     count = SUBCELLS**2 * num_cells
     cell, part = _landings(view, size)

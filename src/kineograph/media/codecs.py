@@ -1,6 +1,7 @@
 """Encoding and decoding of frames and sound, a pair of functions for each kind of file.
 
-Frames are uint8 arrays [f h w 3]. Writers write to exactly the path they are given.
+Frames are uint8 arrays [f h w 3]. Writers write to exactly the path they are given; those of .mp4, .webm and folders
+hold one frame at a time, Pillow's of .gif and .webp all of them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from kineograph.media.frames import (
     to_rgb,
 )
 from kineograph.media.images import open_image, to_rgb_image
+from kineograph.media.mapped_frames import iterate_frames
 from kineograph.media.metadata import IMAGE_DESCRIPTION, PILLOW_SUFFIXES, FileTags, VideoMetadata, frame_files
 from kineograph.media.seek import read_frame_times
 
@@ -115,18 +117,19 @@ def _encode(
 
     yuv420p needs even sides: an odd one repeats its last row or column, and reading crops it again.
     """
-    even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    height, width = frames.shape[1:3]
+    odd = ((0, height % 2), (0, width % 2), (0, 0))
     if tags.comment:
         container.metadata["comment"] = tags.comment
     stream: Any = container.add_stream(codec[0], rate=frame_rate_fraction(fps), options=codec[1])  # a VideoStream
-    stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
+    stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
     stream.codec_context.colorspace = Colorspace.ITU709
     stream.codec_context.color_primaries = ColorPrimaries.BT709
     stream.codec_context.color_trc = ColorTrc.IEC61966_2_1
     stream.codec_context.color_range = ColorRange.MPEG
     encode_sound = None if sound is None else _sound_encoder(container, sound_codec, sound, len(frames) / fps)
-    for number, pixels in enumerate(even, 1):
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    for number, pixels in enumerate(iterate_frames(frames), 1):
+        frame = av.VideoFrame.from_ndarray(np.pad(pixels, odd, mode="edge"), format="rgb24")
         container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
         if encode_sound:
             encode_sound(number / fps)
@@ -169,7 +172,7 @@ def _fit_length(samples: np.ndarray, count: int) -> np.ndarray:
 def write_gif(path: Path, frames: np.ndarray, fps: float, tags: FileTags, sound: Sound | None = None) -> None:
     """Write a dithered gif with one palette for all frames, so that still regions keep their colours."""
     palette = _palette(frames)
-    first, *rest = [PIL.Image.fromarray(frame).quantize(palette=palette) for frame in frames]
+    first, *rest = [PIL.Image.fromarray(frame).quantize(palette=palette) for frame in iterate_frames(frames)]
     durations = [max(20, 10 * round(time / 10)) for time in _durations(frames, fps)]  # browsers slow down < 20 ms
     comment = {"comment": tags.comment} if tags.comment else {}
     buffer = BytesIO()
@@ -197,7 +200,7 @@ def write_webp(path: Path, frames: np.ndarray, fps: float, tags: FileTags, sound
 def write_pngs(path: Path, frames: np.ndarray, fps: float, tags: FileTags, sound: Sound | None = None) -> None:
     """Write a folder of frame_0000.png and so on, which is lossless."""
     path.mkdir()
-    for number, frame in enumerate(frames):
+    for number, frame in enumerate(iterate_frames(frames)):
         write_png(path / f"frame_{number:04d}.png", frame[None], fps, tags)
 
 

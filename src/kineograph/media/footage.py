@@ -22,6 +22,7 @@ from kineograph.media.images import (
     to_pixels,
     unexpected,
 )
+from kineograph.media.mapped_frames import iterate_frames
 from kineograph.media.metadata import existing_path, frame_files, read_video_metadata, unreadable_file
 from kineograph.media.video import Video, sound_or_none
 
@@ -110,7 +111,7 @@ def _open_memory(video: Video, num_frames: int | None, fps: float | None) -> Foo
     digest = video.digest
     path = memory_label("video", f"{count} frames of {width} x {height}", digest)
     times = [number / video.fps for number in range(count)]
-    file = FrameFile(times, video.fps, count / video.fps, lambda: iter(video.frames))
+    file = FrameFile(times, video.fps, count / video.fps, lambda: iterate_frames(video.frames))
     indices = _select(file, path, num_frames, fps)
     return Footage(
         path, indices, fps or video.fps, height, width, file.read, lambda: digest, lambda seconds: video.sound

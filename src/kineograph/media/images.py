@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from kineograph.errors import InputError, expand_user, is_present, memory_label
 from kineograph.media.frames import BrokenFile
+from kineograph.media.mapped_frames import pixel_digest
 from kineograph.media.shards import FileSlice
 
 if TYPE_CHECKING:  # reading a file does not import torch
@@ -133,11 +134,6 @@ def unexpected(option: str, expected: str, value: object) -> InputError:
     else:
         came = f"an object of type {type(value).__name__}"
     return InputError(f"`{option}` is {expected}, not {came}")
-
-
-def pixel_digest(pixels: np.ndarray) -> str:
-    """Return the SHA-256 of pixels: equal if and only if every pixel is."""
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
 def shorten(path: object) -> str:

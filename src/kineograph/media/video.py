@@ -22,7 +22,8 @@ from kineograph.media import codecs
 from kineograph.media.codecs import Sound, check_held, open_frames, read_sound, select_frames
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
 from kineograph.media.frames import DECODE_ERRORS, BrokenFile
-from kineograph.media.images import center_crop_resize, pixel_digest
+from kineograph.media.images import center_crop_resize
+from kineograph.media.mapped_frames import pixel_digest
 from kineograph.media.metadata import (
     FileTags,
     SaveOptions,
@@ -53,7 +54,8 @@ class Video:
     """Frames, their rate, and the settings that generated them.
 
     Attributes:
-        frames: uint8 array [f h w 3], RGB.
+        frames: uint8 array [f h w 3], RGB; that of a long generated video is mapped to a temporary file, see
+            `media.mapped_frames`.
         fps: frames per second.
         settings: of its generation, as JSON values; every saved file records them.
         sound: of the video that was edited or that guided it, which .mp4 and .webm keep.

@@ -261,10 +261,12 @@ def _foreground_masks(plan: Plan) -> ForegroundMasks:
     find = load_saliency_annotator()
 
     def masks(x0: Latents, sigma: float) -> Mask:
-        videos = (255 * plan.model.decode(x0)).byte().permute(0, 1, 3, 4, 2).numpy()
-        pixels = torch.from_numpy(np.stack([[find(frame) for frame in video] for video in videos])).float() / 255
-        cells = F.interpolate(pixels, x0.shape[-2:], mode="area")
-        return (cells > MASK_THRESHOLD).float()[:, :, None].to(x0)
+        cells = []
+        for chunk in plan.model.decode_chunks(x0):
+            videos = (255 * chunk).byte().permute(0, 1, 3, 4, 2).numpy()
+            pixels = torch.from_numpy(np.stack([[find(frame) for frame in video] for video in videos])).float() / 255
+            cells.append(F.interpolate(pixels, x0.shape[-2:], mode="area"))
+        return (torch.cat(cells, dim=1) > MASK_THRESHOLD).float()[:, :, None].to(x0)
 
     return masks
 

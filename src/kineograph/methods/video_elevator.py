@@ -377,10 +377,15 @@ def bind_video_model(plan: Plan) -> Refine:
     )
 
     def refine_frames(x0: Latents, sigma: float) -> Latents:
-        encoded = video.encode(model.decode(x0)).to(video.device)
-        return model.encode(video.decode(refine(encoded, sigma))).to(x0)
+        refined = refine(_reencode(model, video, x0).to(video.device), sigma)
+        return _reencode(video, model, refined).to(x0)
 
     return refine_frames
+
+
+def _reencode(model: Model, other: Model, x0: Latents) -> Latents:
+    """Return a model's clean latents as another's, by frames of which a few are held at a time."""
+    return torch.cat([other.encode(frames) for frames in model.decode_chunks(x0)], dim=1)
 
 
 def video_sampling(temporal: TemporalConfig | None, spacing: str | None) -> tuple[str, str | None]:
