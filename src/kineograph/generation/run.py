@@ -19,7 +19,9 @@ from kineograph.generation.resolve import (
     recorded_options,
     warn_about,
 )
+from kineograph.latents import Latents
 from kineograph.media.footage import Footage
+from kineograph.media.mapped_frames import collect_frames, iterate_frames
 from kineograph.media.video import Video
 from kineograph.methods import controlnet, instruct_pix2pix, sdedit, text2video_zero, vidrd
 from kineograph.methods.controlnet import ControlOptions, list_controls
@@ -86,7 +88,8 @@ def _warn_of_unchanged(plan: Plan, videos: Sequence[Video]) -> None:
 
 def is_unchanged(video: Video, footage: Footage) -> bool:
     """Return True if a video has the frames of this one, but for about what a VAE changes."""
-    frames = zip(video.frames, footage.frames(*video.frames.shape[1:3]), strict=False)  # the footage may be longer
+    footage_frames = footage.frames(*video.frames.shape[1:3])
+    frames = zip(iterate_frames(video.frames), footage_frames, strict=False)  # the footage may be longer
     difference = [np.abs(_cell_means(after) - _cell_means(before)) for after, before in frames]
     return bool(np.quantile(difference, 0.99) < UNCHANGED)
 
@@ -120,7 +123,7 @@ def _batches(plan: Plan, size: int) -> Iterator[range]:
 def run(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
     """Run a plan; return the videos of its batch, with the settings that generate each again."""
     settings = _settings(plan)
-    return _videos(plan, settings, list(generate_clips(plan, on_step, ClipState())), on_step)
+    return _videos(plan, settings, generate_frames(plan, on_step), on_step)
 
 
 @torch.no_grad()
@@ -141,21 +144,23 @@ def run_with_files(plan: Plan, number: int, on_step: OnStep | None = None) -> Vi
             plan = replace(plan, seeds=(seed,))
         clips = files.load(prompts, plan.options["clips"])
         state = clips[-1].state if clips else ClipState()
-        for clip in generate_clips(plan, on_step, state, may_continue=lambda clip, num_clips: True):
+        for latents, after in _sample_clips(plan, on_step, state, may_continue=lambda clip, num_clips: True):
+            (frames,) = collect_frames(_decode(plan, latents))
+            clips.append(GeneratedClip(frames[None], after))
             if locked:
-                files.save(clip, prompts[clip.state.number - 1], plan.seeds[0])
-            clips.append(clip)
-    return _videos(plan, settings, clips, on_step)[0]
+                files.save(clips[-1], prompts[after.number - 1], plan.seeds[0])
+    return _videos(plan, settings, (clip.frames for clip in clips), on_step)[0]
 
 
 def _videos(
-    plan: Plan, settings: Mapping[str, Any], clips: Sequence[GeneratedClip], on_step: OnStep | None
+    plan: Plan, settings: Mapping[str, Any], chunks: Iterable[np.ndarray], on_step: OnStep | None
 ) -> list[Video]:
-    """Return the videos of finished clips, after their second pass if the plan has one."""
-    videos = [Video(frames, plan.fps) for frames in _join(clips)]
+    """Return the videos of frames [b f h w 3], after their second pass if the plan has one."""
+    videos = [Video(frames, plan.fps) for frames in collect_frames(chunks)]
     if plan.options["refine_size"]:
         passes = [sdedit.second_pass(plan, video, number) for number, video in enumerate(videos)]
-        videos = [Video(_join(generate_clips(each, on_step, ClipState()))[0], plan.fps) for each in passes]
+        refined = [collect_frames(generate_frames(each, on_step))[0] for each in passes]
+        videos = [Video(frames, plan.fps) for frames in refined]
     sources = [each for each in reversed(plan.footage) if each.fps == plan.fps]  # the edited video, then the controls
     sound = next((sound for each in sources if (sound := each.sound()) is not None), None)
     return [
@@ -174,18 +179,21 @@ def _video_settings(plan: Plan, number: int) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != ""}
 
 
-def _join(clips: Iterable[GeneratedClip]) -> np.ndarray:
-    """Return the frames of all clips: uint8 [b f h w 3]."""
-    return np.concatenate([clip.frames for clip in clips], axis=1)
+def generate_frames(plan: Plan, on_step: OnStep | None) -> Iterator[np.ndarray]:
+    """Generate the frames of a plan's clips a few at a time: uint8 [b f h w 3]."""
+    for latents, _ in _sample_clips(plan, on_step, ClipState(), vidrd.before_last):
+        yield from _decode(plan, latents)
 
 
-def generate_clips(
-    plan: Plan,
-    on_step: OnStep | None,
-    state: ClipState,
-    may_continue: Callable[[int, int], bool] = vidrd.before_last,
-) -> Iterator[GeneratedClip]:
-    """Generate the clips of a plan, starting from this state. may_continue: as in `vidrd.sample_clips`."""
+def _decode(plan: Plan, latents: Latents) -> Iterator[np.ndarray]:
+    for chunk in plan.model.decode_chunks(latents):
+        yield np.stack([Video.from_tensor(video).frames for video in chunk])
+
+
+def _sample_clips(
+    plan: Plan, on_step: OnStep | None, state: ClipState, may_continue: Callable[[int, int], bool]
+) -> Iterator[tuple[Latents, ClipState]]:
+    """Sample the latents of a plan's clips, starting from this state; yield each clip's, and the state after it."""
     run_method, clips = find_method(plan.method).run, plan.options["clips"]
 
     def run_clip(state: ClipState) -> SamplingRun:
@@ -193,12 +201,7 @@ def generate_clips(
         run = run_method(_bind_inputs(clip)) if plan.strength else sdedit.keep_frames(clip)
         return run._replace(steps=_report_progress(run, state.number, clips, on_step))
 
-    for latents, after in vidrd.sample_clips(run_clip, clips, state, may_continue):
-        chunks = [
-            np.stack([Video.from_tensor(video).frames for video in chunk])
-            for chunk in plan.model.decode_chunks(latents)
-        ]
-        yield GeneratedClip(np.concatenate(chunks, axis=1), after)
+    return vidrd.sample_clips(run_clip, clips, state, may_continue)
 
 
 def _bind_inputs(plan: Plan) -> Plan:
