@@ -1,10 +1,22 @@
 import numpy as np
 import pytest
+from diffusers.schedulers import AysSchedules
 
-from kineograph.sigmas import insert_sigmas, karras, leading, linspace, starting_at, subsample, trailing, until
+from kineograph.sigmas import SPACINGS as BY_NAME
+from kineograph.sigmas import (
+    align_your_steps,
+    insert_sigmas,
+    karras,
+    leading,
+    linspace,
+    starting_at,
+    subsample,
+    trailing,
+    until,
+)
 
 TABLE = tuple(np.geomspace(0.03, 15, 1000).tolist())
-SPACINGS = [leading, trailing, linspace]
+SPACINGS = [leading, trailing, linspace, align_your_steps]
 
 
 def timesteps(sigmas: list[float]) -> list[int]:
@@ -64,6 +76,33 @@ def test_karras_spacing_is_even_in_the_seventh_root() -> None:
 
 def test_karras_spacing_of_one_step_starts_at_the_top() -> None:
     assert karras(80.0, 0.002, 1) == [pytest.approx(80), 0.0]
+
+
+def stable_diffusion_table() -> list[float]:
+    signal = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    return np.sqrt((1 - signal) / signal).tolist()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "table", "published"),
+    [
+        ("ays", stable_diffusion_table(), "StableDiffusionSigmas"),
+        ("ays-sdxl", stable_diffusion_table(), "StableDiffusionXLSigmas"),
+        ("ays-svd", karras(700.0, 0.002, 1000)[-2::-1], "StableDiffusionVideoSigmas"),
+    ],
+)
+def test_align_your_steps_has_the_published_sigmas_in_ten_steps(spacing, table, published) -> None:
+    sigmas = BY_NAME[spacing](table, 10)
+    np.testing.assert_allclose(sigmas, AysSchedules[published], rtol=0.015)  # of timesteps, which are rounded
+    twice = BY_NAME[spacing](table, 20)
+    np.testing.assert_allclose(twice[:-1:2], sigmas[:-1], rtol=1e-12)
+    np.testing.assert_allclose(np.square(twice[1:-2:2]), np.multiply(sigmas[:-2], sigmas[1:-1]), rtol=1e-12)
+    assert twice[-2] == pytest.approx((sigmas[-2] * table[0]) ** 0.5), "the lowest sigma follows the published ones"
+
+
+def test_align_your_steps_stays_within_the_table() -> None:
+    sigmas = BY_NAME["ays-svd"](TABLE, 10)
+    assert sigmas[0] == pytest.approx(TABLE[-1]) and len(sigmas) == 11 and (np.diff(sigmas) < 0).all()
 
 
 @pytest.mark.parametrize("arguments", [(0.002, 80.0, 5), (80.0, 0.0, 5), (80.0, 0.002, 0)])

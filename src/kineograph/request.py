@@ -235,8 +235,9 @@ class SharedOptions(TypedDict, total=False):
         Text | None,
         option(
             None,
-            "Spacing of the timesteps (diffusers' timestep_spacing) or of the sigmas (karras, exponential, beta); lcm "
-            "is that of models for a few steps.",
+            "Spacing of the timesteps (diffusers' timestep_spacing) or of the sigmas (karras, exponential, beta); ays, "
+            "ays-sdxl and ays-svd are Align Your Steps, for about ten steps of SD 1.5, SDXL and video models with EDM's "
+            "noise levels; lcm is that of models for a few steps.",
             choices=tuple(SPACINGS),
             shown_default="that of the model's scheduler",
         ),

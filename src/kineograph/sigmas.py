@@ -80,6 +80,23 @@ def beta(sigma_max: float, sigma_min: float, steps: int, shape: float = 0.6) -> 
     return [*(sigma_min + quantiles * (sigma_max - sigma_min)).tolist(), 0.0]
 
 
+def align_your_steps(table: Sequence[float], steps: int, name: str = "StableDiffusionTimesteps") -> list[float]:
+    """Return the sigmas that were optimised for a model, interpolated on a line in log(sigma), and 0.
+
+    name: of ten timesteps, or of sigmas, in diffusers' `AysSchedules`. The lowest sigma of the table follows them, as
+    in the authors' lists. Source: Sabour et al. 2024.
+    """
+    from diffusers.schedulers import AysSchedules  # imported here, as it takes seconds
+
+    _check_steps(steps, len(table))
+    values, low, high = AysSchedules[name], table[0], table[-1]
+    if name.endswith("Timesteps"):
+        values = [table[round(t * (len(table) - 1) / 999)] for t in values]
+    levels = [high, *(each for each in values if low < each < high), low]
+    positions = np.linspace(0, len(levels) - 1, steps + 1)
+    return [*np.exp(np.interp(positions, range(len(levels)), np.log(levels))).tolist()[:-1], 0.0]
+
+
 def lcm_spacing(table: Sequence[float], steps: int) -> list[float]:
     """Return a subset of the 50 sigmas that latent consistency models are distilled on, as LCMScheduler's."""
     if steps > DISTILLED_STEPS:
@@ -156,5 +173,8 @@ SPACINGS: Mapping[str, Callable[[Sequence[float], int], list[float]]] = {
     "karras": lambda table, steps: karras(table[-1], table[0], steps),
     "exponential": lambda table, steps: exponential(table[-1], table[0], steps),
     "beta": lambda table, steps: beta(table[-1], table[0], steps),
+    "ays": align_your_steps,
+    "ays-sdxl": lambda table, steps: align_your_steps(table, steps, "StableDiffusionXLTimesteps"),
+    "ays-svd": lambda table, steps: align_your_steps(table, steps, "StableDiffusionVideoSigmas"),
     "lcm": lcm_spacing,
 }
