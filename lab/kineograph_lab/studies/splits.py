@@ -25,6 +25,7 @@ Combination = tuple[str, str, str]  # kind, colour and scene
 
 DEVELOPMENT: Split = "development"
 TEST: Split = "test"
+SPLITS = (DEVELOPMENT, TEST)
 SHOT_SEED, TEST_SHOT_SEED = 20231, 2_023_101  # of the shots of images; those of clips have one more, of references two
 NUM_SEEN = 100  # development shots of each kind that reports and tuning have seen
 TEST_SEED_OFFSET = 1_000_000  # added to the seeds of noise, captions and individuals

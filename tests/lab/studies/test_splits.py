@@ -16,14 +16,14 @@ from kineograph_lab.world.unseen import unseen_style_renderer, unseen_subject_re
 from kineograph_lab.world.unseen_subjects import COMPOSED_SUBJECTS, PALETTES
 from kineograph_lab.world.world import ShotSpec, Subject, is_held_out, sample_shots
 
-BOTH = (splits.DEVELOPMENT, splits.TEST)
 SHOTS = {"images": splits.image_shots, "clips": splits.clip_shots, "references": splits.reference_shots}
 COUNT = 300
 
 
 @pytest.mark.parametrize("kind", SHOTS)
 def test_splits_share_no_combination_with_each_other_or_with_training(kind) -> None:
-    combinations = {split: {splits.combination(shot) for shot in islice(SHOTS[kind](split), COUNT)} for split in BOTH}
+    shots = {split: islice(SHOTS[kind](split), COUNT) for split in splits.SPLITS}
+    combinations = {split: {splits.combination(shot) for shot in of_split} for split, of_split in shots.items()}
     assert not combinations[splits.DEVELOPMENT] & combinations[splits.TEST]
     assert all(is_held_out(k, colour=c, scene=s) for each in combinations.values() for k, c, s in each)
     trained = {splits.combination(shot) for shot in islice(sample_shots(3), COUNT)}
@@ -40,8 +40,8 @@ def test_the_test_split_has_no_combination_of_the_first_development_cases_and_al
 
 @pytest.mark.parametrize("cases", [held_out_cases, moving_cases])
 def test_cases_of_a_split_follow_from_code_and_seed(cases) -> None:
-    many = {split: cases(30, split) for split in BOTH}
-    for split in BOTH:
+    many = {split: cases(30, split) for split in splits.SPLITS}
+    for split in splits.SPLITS:
         assert cases(30, split) == many[split] and cases(5, split) == many[split][:5]
         assert {case.split for case in many[split]} == {split}
     assert not {case.seed for case in many[splits.DEVELOPMENT]} & {case.seed for case in many[splits.TEST]}
@@ -57,7 +57,7 @@ def test_the_test_split_has_twenty_unseen_subjects_and_eight_styles_of_its_own()
     assert len({kind for kind, _ in COMPOSED_SUBJECTS.values()}) == len(COMPOSED_SUBJECTS)
 
 
-@pytest.mark.parametrize("split", BOTH)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_items_render_unlike_each_other_and_are_found_by_their_cases(split) -> None:
     for name in splits.unseen_subjects(split):
         points = np.concatenate([part.outline for part in splits.unseen_subjects(split)[name][1]()])
@@ -72,7 +72,7 @@ def test_items_render_unlike_each_other_and_are_found_by_their_cases(split) -> N
 
 
 def test_dreambooth_subjects_of_the_test_split_are_twenty_others() -> None:
-    development, test = (dreambooth_subjects(split) for split in BOTH)
+    development, test = (dreambooth_subjects(split) for split in splits.SPLITS)
     assert len(test) == 20 and len({each.kind for each in test}) == 20
     individuals = [{each.shots[0].things[0].individual for each in subjects} for subjects in (development, test)]
     assert not individuals[0] & individuals[1]
@@ -82,5 +82,5 @@ def test_dreambooth_subjects_of_the_test_split_are_twenty_others() -> None:
     "analysis", [each for studies in reproduce.PAPERS.values() for each, _ in studies], ids=lambda each: each.name
 )
 def test_every_study_has_cases_of_both_splits(analysis) -> None:
-    for split in BOTH:
+    for split in splits.SPLITS:
         assert {case.split for case in analysis.cases(3, split)} == {split}

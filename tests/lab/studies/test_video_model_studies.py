@@ -117,6 +117,7 @@ def test_two_models_claims_hold_for_better_frames_and_equal_motion() -> None:
 @pytest.mark.filterwarnings("ignore:pocket has never seen the words sks")
 def test_personalised_study_prompts_have_no_colour(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(personalised, "load_with_lora", lambda case: kg.load())
+    monkeypatch.setattr(personalised, "lora_file", lambda case: Path(__file__))
     study = personalised.personalised_study(kg.load(), load_pocket_judges(), 1, 4)
     (case,) = study.cases
     assert case.colour not in case.prompt.split() and case.subject == subject_of(case).kind
