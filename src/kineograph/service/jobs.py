@@ -1,0 +1,225 @@
+"""Jobs of the queue as plain records, the limits of a queue, and the errors of both."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from kineograph.errors import InputError, check_integer, check_number, check_plain_value, check_text, shown
+
+MAX_TEXT = 200  # characters of owners, models and keys
+MAX_OPTIONS = 1 << 20  # bytes of a job's options as JSON
+MAX_PRIORITY = 100
+MAX_MESSAGE = 1000  # characters of a job's error message
+JOB_ID = re.compile(r"video_[0-9a-f]{32}")
+
+
+class JobState(StrEnum):
+    """State of a job."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINISHED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """Content of a new job.
+
+    Attributes:
+        command: "generate", "animate", "edit", or another that the workers know.
+        model: the model's name, by which a worker prefers jobs whose model it has loaded.
+        options: of the command and of `load`, by parameter, as in a run file of the command line; JSON values.
+        metadata: what the submitter keeps beside them; the queue and its workers do not read it.
+        source_id: the job whose result this one changes or extends.
+        idempotency_key: unique for an owner; a second request with it is the first one, if it is equal.
+        job_id: of `new_job_id`, for files that are there before the job; None for a new one.
+    """
+
+    command: str
+    model: str
+    options: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    priority: int = 0
+    source_id: str | None = None
+    idempotency_key: str | None = None
+    job_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("command", "model"):
+            check_name(name, getattr(self, name))
+        if self.idempotency_key is not None:
+            check_name("idempotency_key", self.idempotency_key)
+        check_integer("`priority`", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if self.job_id is not None and not JOB_ID.fullmatch(self.job_id):
+            raise InputError(f"`job_id` is one of new_job_id(), not {shown(self.job_id)}")
+        for values in (self.options, self.metadata):
+            check_plain_value(values, "a job's options")
+        size = len(to_json(self.options)) + len(to_json(self.metadata))
+        if size > MAX_OPTIONS:
+            raise InputError(f"a job's options have at most {MAX_OPTIONS:,} bytes as JSON, not {size:,}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the queue has it.
+
+    Attributes:
+        number: position in the order of submission.
+        attempt: number of times that a worker took it, by which a worker's writes are told from its successor's.
+        failures: attempts that ended with their worker.
+        lease_owner: the worker that runs it.
+        progress: per cent of its steps.
+        created_at, started_at, finished_at, expires_at, deleted_at: seconds since 1970. expires_at: of the record and
+            its files; None before the end, and for a job with a star. deleted_at: None unless it was deleted.
+        error_code, error_message: one word and one line, of a job that failed.
+        result: facts about the video, of a job that is completed: width, height, num_frames, fps, seed, ...
+        bytes: of the result's files.
+    """
+
+    number: int
+    id: str
+    owner: str
+    state: JobState
+    command: str
+    model: str
+    options: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    priority: int
+    source_id: str | None
+    idempotency_key: str | None
+    attempt: int
+    failures: int
+    lease_owner: str | None
+    cancel_requested: bool
+    paused: bool
+    starred: bool
+    progress: float
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    expires_at: float | None
+    deleted_at: float | None
+    error_code: str | None
+    error_message: str | None
+    result: Mapping[str, Any] | None
+    bytes: int
+
+    @property
+    def finished(self) -> bool:
+        """True for a job whose state will not change."""
+        return self.state in FINISHED
+
+
+COLUMNS = ", ".join(each.name for each in fields(Job))
+
+
+def read_job(row: sqlite3.Row | tuple[Any, ...]) -> Job:
+    """Return the job of a row of `COLUMNS`."""
+    values = dict(zip((each.name for each in fields(Job)), row, strict=True))
+    for name in ("options", "metadata", "result"):
+        values[name] = None if values[name] is None else json.loads(values[name])
+    for name in ("cancel_requested", "paused", "starred"):
+        values[name] = bool(values[name])
+    return Job(**{**values, "state": JobState(values["state"])})
+
+
+class Event(NamedTuple):
+    """An entry of the table of events. number: increases over all jobs.
+
+    kind: "state" (data: the state, and the error of a failed job), "progress" (data: per cent), "preview" (data: an
+    image in base64), "warning" (data: the message).
+    """
+
+    number: int
+    job_id: str
+    at: float
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """Limits of a queue; equal in all processes that open it.
+
+    Attributes:
+        queued: jobs that wait.
+        queued_per_owner: those of one owner.
+        lease_seconds: time after which a worker that sends no heartbeat counts as dead.
+        failures: attempts that end with their worker, until the job fails.
+        look_ahead: jobs at the front of the queue of which a worker prefers one whose model it has loaded.
+        passes: number of times that the first job is passed over by others.
+        keep_seconds: time for which finished jobs and their results are kept.
+        deleted_seconds: time for which a deleted job can be brought back.
+        result_bytes: of all results; the oldest without a star are removed first. None for no limit.
+    """
+
+    queued: int = 1000
+    queued_per_owner: int = 100
+    lease_seconds: float = 30.0
+    failures: int = 3
+    look_ahead: int = 8
+    passes: int = 4
+    keep_seconds: float = 7 * 86400.0
+    deleted_seconds: float = 86400.0
+    result_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("queued", "queued_per_owner", "failures", "look_ahead"):
+            check_integer(f"`{name}`", getattr(self, name), 1, 10**9)
+        check_integer("`passes`", self.passes, 0, 10**9)
+        for name in ("lease_seconds", "keep_seconds", "deleted_seconds"):
+            check_number(f"`{name}`", getattr(self, name))
+            if getattr(self, name) <= 0:
+                raise InputError(f"`{name}` is above 0, not {getattr(self, name)}")
+
+
+class QueueFullError(Exception):
+    """The queue takes no more jobs for now. retry_after: seconds after which there may be room."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class IdempotencyError(Exception):
+    """An idempotency key came with another request than before."""
+
+
+class UnknownJobError(LookupError):
+    """There is no such job, or it belongs to another owner."""
+
+
+class LostLeaseError(Exception):
+    """The job is no longer this attempt's: another worker has it, or it is finished."""
+
+
+def new_job_id() -> str:
+    """Return an id that no job has."""
+    return f"video_{secrets.token_hex(16)}"
+
+
+def check_name(name: str, value: object) -> None:
+    """Raise InputError unless the value is a text of 1 to 200 printable characters."""
+    check_text(f"`{name}`", value)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or not value.isprintable():
+        raise InputError(f"`{name}` is a text of 1 to {MAX_TEXT} printable characters, not {shown(value)}")
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """Return values as JSON in one form, whatever their order. Raises InputError for what JSON does not have."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a job's options are JSON values: {error}") from error
