@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from kineograph.cli import terminal
 from kineograph.cli.options import Json
+from kineograph.errors import InputError
 
 if TYPE_CHECKING:
     from kineograph_lab.studies.report import Report
+    from kineograph_lab.studies.splits import Split
+
+ALL = "all"  # in place of a paper
 
 
 def reproduce(
@@ -19,7 +23,8 @@ def reproduce(
         str,
         typer.Argument(
             help="The paper: text2video-zero, videocrafter1, video-elevator, vidrd, still-moving; or long-videos: "
-            "FreeNoise, sliding windows and VidRD compared.",
+            "FreeNoise, sliding windows and VidRD compared; or all: the studies of all these, the most informative cases "
+            "first.",
             show_default=False,
         ),
     ],
@@ -29,6 +34,24 @@ def reproduce(
     ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(min=1, show_default="each study's own", help="Sampling steps of each video.")
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Prompts, subjects and styles: test, which no tuning has seen; or development, to look at while you change "
+            "anything."
+        ),
+    ] = "test",
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            show_default="until all is measured",
+            help="With all: stop after so many hours; 0 says only what is there and what is left. The next cases are always "
+            "those of the study that has the least share of the cases that its claims need, so first of studies without "
+            "records of the present weights, settings and code; of equal shares, the cheaper ones. A claim needs as many "
+            "cases as should decide it, by the error of its earlier records.",
+        ),
     ] = None,
     from_records: Annotated[
         bool, typer.Option("--from-records", help="Sample nothing: compute the report again from its records.")
@@ -40,6 +63,15 @@ def reproduce(
 
     Writes PAPER.md, PAPER.json and images to the folder. The same command resumes a run that was stopped.
     """
+    if split not in ("development", "test"):
+        raise InputError(f"--split is development or test, not {split!r}")
+    if paper == ALL:
+        if from_records:
+            raise InputError("--from-records computes the report of one paper: name it")
+        _reproduce_all(cases, quick, num_inference_steps, cast("Split", split), hours, out, json)
+        return
+    if hours is not None:
+        raise InputError(f"--hours goes with {ALL}: kineograph reproduce {ALL} --hours {hours:g}")
     if from_records:
         from kineograph_lab.studies.reproduce import report_from_records
 
@@ -56,9 +88,35 @@ def reproduce(
     model, judges = load(study.MODELS[paper]), load_pocket_judges()
     with terminal.progress_bar("measuring") as on_video:
         report = study.reproduce(
-            paper, model, judges, cases=count, steps=num_inference_steps, out=out, on_video=on_video
-        )
+            paper, model, judges, cases=count, steps=num_inference_steps, split=cast("Split", split), out=out,
+            on_video=on_video,
+        )  # fmt: skip
     _print_report(report, out, json)
+
+
+def _reproduce_all(
+    cases: int | None, quick: bool, steps: int | None, split: Split, hours: float | None, out: Path, json: bool
+) -> None:
+    """Say what there is to measure, measure it until the hours are over, and write the reports."""
+    terminal.print_message("loading all models and the judge")
+    from kineograph_lab.studies import reproduce as study
+    from kineograph_lab.studies import schedule
+    from kineograph_lab.studies.judges import load_pocket_judges
+
+    terminal.hide_loading_bars()
+    count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
+    judges = load_pocket_judges()
+    studies = schedule.schedule_studies(judges, cases=count, steps=steps, split=split, out=out)
+    for line in schedule.describe_schedule(studies, hours):
+        terminal.print_message(line)
+    if hours == 0:
+        return
+    try:
+        schedule.measure_scheduled(studies, hours=hours, log=terminal.print_message)
+    finally:  # a stop by Ctrl-C included
+        command = f"kineograph reproduce {ALL} --cases {count} --split {split}"
+        for report in schedule.report_scheduled(studies, judges, command=command, cases=count, out=out):
+            _print_report(report, out, json)
 
 
 def _print_report(report: Report, out: Path, json: bool) -> None:

@@ -21,9 +21,10 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
     asked: dict = {}
 
     def measured(
-        paper: str, *_: object, cases: int, steps: int | None, out: Path, on_video: Callable[[int, int], None]
-    ) -> Report:
-        asked.update(paper=paper, cases=cases, out=out)
+        paper: str, *_: object, cases: int, steps: int | None, split: str, out: Path,
+        on_video: Callable[[int, int], None],
+    ) -> Report:  # fmt: skip
+        asked.update(paper=paper, cases=cases, split=split, out=out)
         on_video(4, 4)
         return Report(paper, {}, [StudyReport("all", claims, {}, {}, {})])
 
@@ -32,10 +33,16 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("kineograph_lab.studies.reproduce.reproduce", measured)
     result = run("reproduce", "text2video-zero", "--quick", "--out", "results")
     assert (result.status, result.out) == (0, "results/text2video-zero.md\n")
-    assert asked == {"paper": "text2video-zero", "cases": 10, "out": Path("results")}
+    assert asked == {"paper": "text2video-zero", "cases": 10, "split": "test", "out": Path("results")}
     assert "holds  identity: 0.970 ± 0.010 (n = 10, >= 0.95; 10 clusters" in result.err
     assert "FAILS  motion" in result.err
     assert json.loads(run("reproduce", "text2video-zero", "--json").out)["claims"][0]["holds"] is True
+
+
+def test_reproduce_refuses_unknown_splits_and_hours_of_a_single_paper(run: Run) -> None:
+    assert "--split is development or test, not 'train'" in run("reproduce", "vidrd", "--split", "train").err
+    assert "kineograph reproduce all --hours 2" in run("reproduce", "vidrd", "--hours", "2").err
+    assert "the report of one paper: name it" in run("reproduce", "all", "--from-records").err
 
 
 def test_bench_refuses_unknown_networks(run: Run) -> None:

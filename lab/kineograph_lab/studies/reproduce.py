@@ -18,7 +18,14 @@ from kineograph.models.model import Model
 from kineograph.request import SharedOptions
 from kineograph_lab.studies.freenoise import long_videos as freenoise_videos
 from kineograph_lab.studies.judges import Judges
-from kineograph_lab.studies.protocol import Record, declare_protocol, find_protocol, lock_protocol, read_protocols
+from kineograph_lab.studies.protocol import (
+    Protocol,
+    Record,
+    declare_protocol,
+    find_protocol,
+    lock_protocol,
+    read_protocols,
+)
 from kineograph_lab.studies.report import Report, correct_report, write_report
 from kineograph_lab.studies.splits import TEST, Split
 from kineograph_lab.studies.still_moving import baselines, motion_scales
@@ -118,6 +125,7 @@ def reproduce(
     ]
     total, done = sum(len(each.study.arms) * len(each.study.cases) for each in studies), 0
     for each in studies:
+        lock_study(each, folder)
         for _ in run_study(each.study, folder, each.stamp):
             done += 1
             if on_video:
@@ -128,14 +136,18 @@ def reproduce(
 
 
 class PreparedStudy(NamedTuple):
-    """A study with the fields of its records that are the same for all: protocol, split, commit and machine."""
+    """A study with its protocol, and the fields of its records that are the same for all.
+
+    stamp: id of the protocol, split, commit and machine.
+    """
 
     study: Study
+    protocol: Protocol
     stamp: Record
 
 
 def prepare_study(study: Study, folder: Path, model: Model, judges: Judges, split: Split) -> PreparedStudy:
-    """Return the study with its protocol, which locks it: its id is that of an earlier run if nothing changed since."""
+    """Return the study with its protocol, whose id is that of an earlier run if nothing changed since."""
     analysis = study.analysis
     protocol = declare_protocol(
         hash_models([str(model.settings["source"]), *analysis.models]) | dict(judges.weight_hashes), study.settings,
@@ -143,9 +155,14 @@ def prepare_study(study: Study, folder: Path, model: Model, judges: Judges, spli
         split,
     )  # fmt: skip
     number = find_protocol(protocol, read_protocols(folder, analysis.name))
-    lock_protocol(folder, analysis.name, number, protocol)
     machine = describe_machine(model.device.type)
-    return PreparedStudy(study, {"protocol": number, "split": split, "commit": current_commit(), "machine": machine})
+    stamp = {"protocol": number, "split": split, "commit": current_commit(), "machine": machine}
+    return PreparedStudy(study, protocol, stamp)
+
+
+def lock_study(prepared: PreparedStudy, folder: Path) -> None:
+    """Write a study's protocol to its file, before its first record is measured."""
+    lock_protocol(folder, prepared.study.analysis.name, prepared.stamp["protocol"], prepared.protocol)
 
 
 def report_measured(
@@ -179,7 +196,9 @@ def _write_report(paper: str, about: Mapping[str, Any], protocols: Mapping[str, 
     """Write the report of all studies that have records; `protocols` are those of the studies that ran just now."""
     study_reports, folder = [], out / paper
     for analysis, _ in PAPERS[paper]:
-        records = read_study_records(analysis, folder, about["cases"], protocols.get(analysis.name))
+        present = protocols.get(analysis.name)
+        records = read_study_records(analysis, folder, about["cases"], present) if present else []
+        records = records or read_study_records(analysis, folder, about["cases"])
         if records:
             protocol = read_protocols(folder, analysis.name).get(records[0]["protocol"], {})
             study_reports.append(summarise_study(analysis, records, Path(paper), protocol))
