@@ -109,9 +109,30 @@ def tensor_label(values: torch.Tensor) -> str:
 
 
 class SharedOptions(TypedDict, total=False):
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quality": {"num_inference_steps": 20, "guidance_scale": 7.5},
+    "balanced": {"sampler": "dpmpp-2m", "spacing": "trailing", "num_inference_steps": 12, "guidance_scale": 5.0},
+    "fast": {
+        "sampler": "dpmpp-2m", "spacing": "trailing", "num_inference_steps": 12, "guidance_scale": 5.0,
+        "guidance_end": 0.8,
+    },
+    "paper": {"num_inference_steps": 50, "guidance_scale": 7.5},
+}  # fmt: skip
+
+
     """Options that every method reads."""
 
     negative_prompt: Annotated[
+    preset: Annotated[
+        Text | None,
+        option(
+            None,
+            "Values of several options, for those that are not given: quality is as good as the papers' 50 steps, "
+            "balanced and fast take fewer and cheaper steps, paper has those 50.",
+            choices=tuple(PRESETS),
+            recorded=False,
+        ),
+    ]
         Text | tuple[Text, ...], option("", "Text that the video should not show; or a list, with one for each prompt.")
     ]
     prompt_at: Annotated[
@@ -159,7 +180,7 @@ class SharedOptions(TypedDict, total=False):
         Number,
         option(
             0.0,
-            "Start of the guidance, as fraction of the timesteps: 0 is noise, 1 is clean. Before it, only the prompt is "
+            "Start of the guidance, as fraction of the timesteps: 0 is noise, 1 is clean. Before it only the prompt is "
             "evaluated, as with a `guidance_scale` of 1, at half the cost.",
             ge=0,
             le=1,
@@ -169,7 +190,7 @@ class SharedOptions(TypedDict, total=False):
         Number,
         option(
             1.0,
-            "End of the guidance, as fraction of the timesteps; after it, only the prompt is evaluated.",
+            "End of the guidance, as fraction of the timesteps; after it only the prompt is evaluated.",
             ge=0,
             le=1,
         ),
@@ -236,7 +257,7 @@ class SharedOptions(TypedDict, total=False):
         option(
             None,
             "Spacing of the timesteps (diffusers' timestep_spacing) or of the sigmas (karras, exponential, beta); ays, "
-            "ays-sdxl and ays-svd are Align Your Steps, for about ten steps of SD 1.5, SDXL and video models with EDM's "
+            "ays-sdxl and ays-svd are Align Your Steps, for about ten steps of SD 1.5, SDXL and models with EDM's "
             "noise levels; lcm is that of models for a few steps.",
             choices=tuple(SPACINGS),
             shown_default="that of the model's scheduler",

@@ -25,7 +25,7 @@ from kineograph.models.unet.windows import window_ranges
 from kineograph.motion import Motion, parse
 from kineograph.options import changed, declared, validate
 from kineograph.plan import Combination
-from kineograph.request import PromptWeights
+from kineograph.request import PRESETS, PromptWeights
 
 if TYPE_CHECKING:  # its module imports diffusers
     from kineograph.models.schedule import Schedule
@@ -37,12 +37,21 @@ SURROGATE, INVISIBLE = "Cs", ("Zs", "Zl", "Zp", "Cc", "Cf")  # categories of cha
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options, with defaults for those that are not given. Raises InputError for invalid ones."""
+    """Return all options, with the preset's values or defaults for those that are not given.
+
+    Raises InputError for invalid ones.
+    """
+    given = {**preset_values(given.get("preset")), **given}
     own = declared(*with_plugins(GenerateOptions))
     for name in given:
         if name not in own and name in declared(LoadOptions):
             raise InputError(f"`{name}` is an option of the model: give it to `load`, as in load(..., {name}=...)")
     return validate(given, *with_plugins(GenerateOptions))
+
+
+def preset_values(preset: object) -> Mapping[str, Any]:
+    """Return the options of a preset; none for a value that is no preset, which is refused later."""
+    return PRESETS.get(preset, {}) if isinstance(preset, str) else {}
 
 
 def check_prompts(prompts: object, weights: PromptWeights) -> tuple[str, ...]:
@@ -250,8 +259,23 @@ def _check_evaluations(combination: Combination) -> None:
             f"{options['guidance_end']:g}: for no guidance at all give `guidance_scale` 1"
         )
     for model in (combination.model, combination.video_model):
-        if model is not None and options["deepcache_interval"] > 1:
+        if model is None:
+            continue
+        if options["deepcache_interval"] > 1:
             check_branch(options["deepcache_branch"], model.skips)
+        if options["preset"] is not None and _is_distilled(model):
+            raise InputError(
+                f"`preset` is for models that take many steps, and {model.name} is distilled for a few: leave it out, "
+                "and give `num_inference_steps` and `guidance_scale` as the authors of the model do"
+            )
+
+
+def _is_distilled(model: Description) -> bool:
+    """Return True for a latent consistency model, and for one whose scheduler or temporal layers are those of one."""
+    from kineograph.models.schedulers import DISTILLED, sampler_name
+
+    own = model.temporal.sampler if model.temporal is not None else sampler_name(model.scheduler or {})
+    return model.reads_guidance_scale or own in DISTILLED
 
 
 def options_without_effect(combination: Combination) -> dict[str, str]:
@@ -282,7 +306,8 @@ def options_without_effect(combination: Combination) -> dict[str, str]:
 
 def _refuse_unread(combination: Combination) -> None:
     unread, given = options_without_effect(combination), changed(combination.options, *with_plugins(GenerateOptions))
-    if names := [name for name in given if name in unread]:
+    preset = preset_values(combination.options["preset"])
+    if names := [name for name in given if name in unread and combination.options[name] != preset.get(name)]:
         reason = unread[names[0]]
         same = [f"`{name}`" for name in names if unread[name] == reason]
         raise InputError(f"{' and '.join(same)} {'does' if len(same) == 1 else 'do'} nothing here: {reason}")
