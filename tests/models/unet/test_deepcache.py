@@ -22,7 +22,7 @@ from kineograph.errors import InputError
 from kineograph.models.conditioning.condition import Condition
 from kineograph.models.description import count_skips
 from kineograph.models.temporal.config import ConvConfig, ResamplingConfig, Site, TemporalConfig
-from kineograph.models.unet.deepcache import DeepCache, DeepFeatures, check_branch, reuse_features
+from kineograph.models.unet.deepcache import DeepCache, DeepFeatures, check_branch, reuse_features, with_features
 from kineograph.models.unet.frame_attention import FrameAttention, first, first_and_previous, own, previous
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.unet.windows import FrameWindow, pyramid
@@ -52,9 +52,9 @@ def up_resnets(net: UNet2DConditionModel) -> list[ResnetBlock2D]:
 def check_reuse(net: VideoUNet, evaluate: Evaluate, branch: int) -> None:
     """Check that features of an earlier timestep enter the network as a hook inserts them."""
     features = DeepFeatures(branch, False, {})
-    whole = evaluate(net, EARLIER, deep=features)
+    whole = evaluate(net, EARLIER, run_layers=with_features(VideoUNet.run_layers, features))
     assert torch.equal(whole, evaluate(net, EARLIER)), "a pass that keeps its features is the plain one"
-    got = evaluate(net, T, deep=features._replace(reuse=True))
+    got = evaluate(net, T, run_layers=with_features(VideoUNet.run_layers, features._replace(reuse=True)))
     calls = [features.tensors[frame] for frame in sorted(features.tensors)]
 
     def replace_input(layer: ResnetBlock2D, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -84,7 +84,7 @@ def test_diffusers_network_with_the_features_inserted_is_equal(branch: int) -> N
 
     def images(net: VideoUNet, t: float, deep: DeepFeatures | None = None) -> Tensor:
         if deep is not None:
-            return net(Z, t, COND, deep=deep)
+            return net(Z, t, COND, run_layers=with_features(VideoUNet.run_layers, deep))
         return net.image_unet(Z.flatten(0, 1), t, tokens).sample.unflatten(0, (B, F))
 
     net, features = VideoUNet(image), DeepFeatures(branch, False, {})
@@ -125,19 +125,19 @@ def test_residuals_of_a_controlnet_and_of_an_adapter_are_added(
     residuals = [random_tensor(*each.shape) for each in skips], [random_tensor(*mid[0].shape)]
     for given in ((*residuals, ()), ((), (), blocks)):
         bound = Condition(cond.tokens, embedding=cond.embedding, residuals=lambda *_, given=given: given)
-        check_reuse(VideoUNet(image), lambda net, t, bound=bound, **deep: net(Z, t, bound, **deep), branch)
+        check_reuse(VideoUNet(image), lambda net, t, bound=bound, **given: net(Z, t, bound, **given), branch)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_temporal_layers_act_on_what_is_evaluated(name: str) -> None:
     net, cond = randomised(with_temporal_layers(CONFIGS[name])), condition_for(CONFIGS[name])
-    check_reuse(net, lambda net, t, **deep: net(Z, t, cond, **deep), 3)
+    check_reuse(net, lambda net, t, **given: net(Z, t, cond, **given), 3)
 
 
 def test_windows_of_temporal_attention_change_nothing_else() -> None:
     net = randomised(with_temporal_layers(CONFIGS["modelscope"]))
     windows = [FrameWindow(range(start, start + 3), pyramid(3)) for start in range(3)]
-    check_reuse(net, lambda net, t, **deep: net(Z, t, COND, attention_windows=lambda _: windows, **deep), 1)
+    check_reuse(net, lambda net, t, **given: net(Z, t, COND, attention_windows=lambda _: windows, **given), 1)
 
 
 def evaluations(settings: DeepCache, calls: Sequence[tuple[float, int]]) -> str:
@@ -190,4 +190,4 @@ def test_frames_that_temporal_layers_resample(branch: int) -> None:
     config = TemporalConfig(
         layers=((Site("resnet"), ConvConfig()), (Site("resampler"), ResamplingConfig(factors=(2, 2))))
     )
-    check_reuse(randomised(with_temporal_layers(config)), lambda net, t, **deep: net(Z, t, COND, **deep), branch)
+    check_reuse(randomised(with_temporal_layers(config)), lambda net, t, **given: net(Z, t, COND, **given), branch)

@@ -11,7 +11,7 @@ none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.sigmas import TOLERANCE
+
+if TYPE_CHECKING:  # these import this module
+    from kineograph.models.unet.forward import AddedResiduals, LayerInputs
+    from kineograph.models.unet.video_unet import RunLayers, TemporalSettings, VideoUNet
 
 
 class DeepFeature(NamedTuple):
@@ -81,6 +85,21 @@ def reuse_features(bind: Callable[[DeepFeatures], Denoise], settings: DeepCache)
         return x0
 
     return denoise
+
+
+def with_features(run_layers: RunLayers, features: DeepFeatures) -> RunLayers:
+    """Return the function that evaluates a network's layers with these features, and keeps what it returns."""
+
+    def run(
+        net: VideoUNet, x: Tensor, residuals: AddedResiduals, inputs: LayerInputs, settings: TemporalSettings
+    ) -> tuple[Tensor, Tensor | None]:
+        frame = inputs.groups.frames[0]
+        output, feature = run_layers(net, x, residuals, inputs._replace(deep=features.feature(frame)), settings)
+        assert feature is not None
+        features.tensors[frame] = feature
+        return output, feature
+
+    return run
 
 
 def check_branch(branch: int, skips: int) -> None:
