@@ -34,14 +34,14 @@ if TYPE_CHECKING:  # the declarations of a method's options are read without dif
     from kineograph.models.description import Description
     from kineograph.models.model import Model
     from kineograph.models.schedule import Schedule
-    from kineograph.models.unet.frame_attention import FrameAttention
     from kineograph.models.unet.deepcache import DeepCache
+    from kineograph.models.unet.frame_attention import FrameAttention
     from kineograph.models.unet.windows import AttentionWindows
 
 Kind = TypeVar("Kind")
 BindCondition = Callable[["Condition"], Denoise]
-
 Guide = Callable[[BindCondition, "Condition", "Condition"], Denoise]
+
 
 class Combination(NamedTuple):
     """Options to check, all with a value, and descriptions of the models. No weights are needed.
@@ -275,11 +275,11 @@ def bind_model(
         overlap=plan.overlap if plan.window else None,
         motion_scale=0.0 if model.temporal is None else 1 - plan.motion_strength,
         attention_windows=attention_windows,
+        deepcache=deepcache_settings(plan, plan.sigmas(model.schedule)),
     )
     guided = guide_in_interval(plan, model.schedule, plan.guide, bind, cond, uncond)
     guided = fit_to_sampler(guided, plan.sampler, model.schedule)
     return BoundModel(guided, lambda: bind(cond))
-        deepcache=deepcache_settings(plan, plan.sigmas(model.schedule)),
 
 
 def encode_texts(plan: Plan, model: Model, texts: Sequence[Prompt]) -> Condition:
@@ -349,9 +349,6 @@ def pin_first_frame(plan: Plan, denoise: Denoise, initial_noise: Latents) -> Den
     return replace_known_frames(denoise, known.expand(len(plan.prompts), -1, -1, -1, -1), initial_noise[:, :1])
 
 
-def guide_by_text(scale: float, bind: BindCondition, cond: Condition, uncond: Condition) -> Denoise:
-    """Apply classifier-free guidance, none for a scale of 1 or less, and for a network that reads the scale itself."""
-    if cond.guidance_scale is not None:
 def deepcache_settings(plan: Plan, sigmas: Sequence[float]) -> DeepCache | None:
     """Return the plan's settings of DeepCache for a model that is sampled along these sigmas; None without DeepCache."""
     from kineograph.models.unet.deepcache import DeepCache
@@ -377,6 +374,9 @@ def guide_in_interval(
     return choose_by_sigma(inside, guide(bind_once, cond, uncond), bind_once(cond))
 
 
+def guide_by_text(scale: float, bind: BindCondition, cond: Condition, uncond: Condition) -> Denoise:
+    """Apply classifier-free guidance, none for a scale of 1 or less, and for a network that reads the scale itself."""
+    if cond.guidance_scale is not None:
         return bind(cond)
     return classifier_free_guidance(bind(cond), bind(uncond), max(1.0, scale))
 

@@ -108,7 +108,6 @@ def tensor_label(values: torch.Tensor) -> str:
     return memory_label("tensor", " x ".join(map(str, values.shape)), digest)
 
 
-class SharedOptions(TypedDict, total=False):
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quality": {"num_inference_steps": 20, "guidance_scale": 7.5},
     "balanced": {"sampler": "dpmpp-2m", "spacing": "trailing", "num_inference_steps": 12, "guidance_scale": 5.0},
@@ -120,9 +119,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
+class SharedOptions(TypedDict, total=False):
     """Options that every method reads."""
 
-    negative_prompt: Annotated[
     preset: Annotated[
         Text | None,
         option(
@@ -133,6 +132,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             recorded=False,
         ),
     ]
+    negative_prompt: Annotated[
         Text | tuple[Text, ...], option("", "Text that the video should not show; or a list, with one for each prompt.")
     ]
     prompt_at: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from kineograph.models.conditioning.prompt_weights import other_syntax, plain_te
 from kineograph.models.description import check_size, describe_model
 from kineograph.models.model import Model
 from kineograph.models.schedulers import departures
+from kineograph.models.vae.autoencoder import tiled
 from kineograph.motion import frame_warp, parse
 from kineograph.options import changed, declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
@@ -351,6 +353,7 @@ def _warn_of_missed_ranges(plan: Plan) -> None:
     schedule, options, later = plan.model.schedule, plan.options, plan.options["prompt_at"]
     clean = [schedule.progress(sigma) for sigma in plan.sigmas(schedule)[:-1]]
     ranges = {
+        "guidance": "there is no guidance",
         "control_guidance": "`control` has no effect" if options["control"] else "",
         "injection": "`prompt_at` acts in the up blocks alone" if plan.method == "freenoise" and later else "",
     }
@@ -376,7 +379,6 @@ def _warn_of_size(model: Model, height: int, width: int) -> None:
     own_height, own_width = model.default_size
     if not FAR_SMALLER <= height * width / (own_height * own_width) < FAR_LARGER:
         _warn(
-        "guidance": "there is no guidance",
             f"{model.name} was trained at {own_width} x {own_height} pixels, and {width} x {height} is far from that: "
             "subjects come out repeated or unclear. Use its own size, and `refine_size` to enlarge the video"
         )
