@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -26,7 +27,21 @@ SHOWN_LENGTH = 100  # characters of a value in a message
 MAX_JSON_BYTES = 64 << 20  # of a file; the largest index of a sharded checkpoint has a few
 MAX_DEPTH = 64  # of lists and mappings in one another
 MAX_INTEGER = 2**63 - 1
+# what torch, its allocators, oneDNN and cuBLAS say; torch.OutOfMemoryError has a class of its own
+NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator|bad_alloc|[Cc]an(not|'t) allocate memory|out of memory|[Nn]ot enough memory|"
+    r"STATUS_ALLOC_FAILED|could not create a (memory object|primitive)$|can't start new thread"
+)
 UNUSABLE = re.compile("[\0\ud800-\udfff]")  # characters that no file name and no UTF-8 can have
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for the errors by which Python, torch and the libraries below it say that memory is lacking."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError | ImportError):
+        return type(error).__name__ == "OutOfMemoryError" or NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError)
 
 
 def shown(value: object) -> str:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, is_out_of_memory
 
 INVALID_INPUT, STOPPED, TERMINATED = 2, 130, 143  # exit statuses
 FINAL_MESSAGES = {
@@ -31,11 +31,6 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u
 OUT_OF_MEMORY = (
     "out of memory: compute fewer frames at once (--chunk-size 2), fewer in all, or a smaller size; in a training, a "
     "smaller train_batch_size or size"
-)
-# what torch, its allocators, oneDNN and cuBLAS say; torch.OutOfMemoryError has a class of its own
-NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator|bad_alloc|[Cc]an(not|'t) allocate memory|out of memory|[Nn]ot enough memory|"
-    r"STATUS_ALLOC_FAILED|could not create a (memory object|primitive)$|can't start new thread"
 )
 TO_DO: Mapping[int, str] = {
     errno.ENOSPC: ": make room on the disk, or write to another one; what was finished before is whole",
@@ -100,17 +95,13 @@ def errors_as_messages() -> Iterator[None]:
             yield
     except InputError as error:
         exit_with_error(str(error))
-    except MemoryError:
-        exit_with_error(OUT_OF_MEMORY)
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if is_out_of_memory(error):
             exit_with_error(OUT_OF_MEMORY)
+        if not isinstance(error, OSError):
+            raise
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         exit_with_error(text + TO_DO.get(error.errno or 0, ""))
-    except (RuntimeError, ImportError) as error:
-        if type(error).__name__ != "OutOfMemoryError" and not NO_MEMORY.search(str(error)):
-            raise
-        exit_with_error(OUT_OF_MEMORY)
     except KeyboardInterrupt:
         print_message(FINAL_MESSAGES[STOPPED])
         raise SystemExit(STOPPED) from None

@@ -72,6 +72,10 @@ CREATE TABLE events (
 CREATE INDEX events_by_job ON events (job_id, number);
 CREATE TRIGGER events_are_append_only BEFORE UPDATE ON events
 BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TABLE limits (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL -- JSON
+) STRICT;
 CREATE TABLE workers (
     name TEXT PRIMARY KEY,
     device TEXT NOT NULL,

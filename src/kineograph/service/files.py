@@ -45,9 +45,13 @@ class JobFiles:
         """Return the folder of a job's uploads, which is removed with the job."""
         return self._path(INPUTS, job_id)
 
+    def part(self, job: Job) -> Path:
+        """Return the folder in which an attempt writes its files."""
+        return self.folder / RESULTS / f"{job.id}.{job.attempt}.part"
+
     def make_part(self, job: Job) -> Path:
         """Make the folder in which an attempt writes its files, and return it."""
-        part = self.folder / RESULTS / f"{job.id}.{job.attempt}.part"
+        part = self.part(job)
         remove_path(part)
         part.mkdir()
         return part

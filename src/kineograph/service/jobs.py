@@ -151,7 +151,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Limits of a queue; equal in all processes that open it.
+    """Limits of a queue.
 
     Attributes:
         queued: jobs that wait.

@@ -12,6 +12,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from json import dumps, loads
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -77,20 +78,33 @@ class WorkerInfo(NamedTuple):
 class JobQueue:
     """The queue in a folder, for any number of threads and processes of one host.
 
+    limits: recorded in the file, for all who open it from then on; None for those that are recorded.
+
     Functions with `owner` act on jobs of this owner alone, and raise UnknownJobError for others; None is the operator.
     """
 
     def __init__(self, folder: str | Path, limits: QueueLimits | None = None, clock: Clock = time) -> None:
         self.folder = Path(folder)
-        self.limits = limits or QueueLimits()
         self._clock = clock
         self.files = JobFiles(self.folder)
         self.files.make_folders()
         self._database = Database(self.folder / "queue.sqlite3")
+        self.limits = self._read_limits() if limits is None else self._write_limits(limits)
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _read_limits(self) -> QueueLimits:
+        with self._database.connection() as connection:
+            recorded = connection.execute("SELECT name, value FROM limits").fetchall()
+        return QueueLimits(**{name: loads(value) for name, value in recorded})
+
+    def _write_limits(self, limits: QueueLimits) -> QueueLimits:
+        rows = [(name, dumps(value)) for name, value in asdict(limits).items()]
+        with self._database.transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO limits VALUES (?, ?)", rows)
+        return limits
 
     # --- for those who submit jobs
 
@@ -306,6 +320,7 @@ class JobQueue:
 
         A job whose cancellation was requested is cancelled instead. Raises LostLeaseError.
         """
+        self.check_attempt(job)
         size = flush(part)
         with self._database.transaction() as connection:
             current = _find_attempt(connection, job)
