@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ from kineograph.models.conditioning.prompt_weights import other_syntax, plain_te
 from kineograph.models.description import check_size, describe_model
 from kineograph.models.model import Model
 from kineograph.models.schedulers import departures
-from kineograph.models.vae.autoencoder import tiled
 from kineograph.motion import frame_warp, parse
 from kineograph.options import changed, declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
