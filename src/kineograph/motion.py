@@ -176,7 +176,8 @@ def frame_warp(motion: Motion, *, frames: int, seed: Seeds) -> FrameWarp:
         return _find_landings(views(size)[number], size)
 
     def warp_cached(noise: FirstFrame) -> OtherFrames:
-        return _warp_noise(noise, (landings(number, _size(noise)) for number in range(frames - 1)), seed)
+        size = _size(noise)
+        return _warp_noise(noise, frames - 1, (landings(number, size) for number in range(frames - 1)), seed)
 
     return FrameWarp(lambda x0: warp_latents(x0, views(_size(x0))), warp_cached)
 
@@ -209,14 +210,16 @@ def warp_noise(noise: FirstFrame, views: Sequence[View], seed: Seeds) -> OtherFr
     independent, except where frame 0 is mirrored at its edges.
     Source: the noise transport of Chang et al. 2024, "How I Warped Your Noise", for affine maps.
     """
-    return _warp_noise(noise, (_find_landings(view, _size(noise)) for view in views), seed)
+    return _warp_noise(noise, len(views), (_find_landings(view, _size(noise)) for view in views), seed)
 
 
-def _warp_noise(noise: FirstFrame, landings: Iterable[Landings], seed: Seeds) -> OtherFrames:
+def _warp_noise(noise: FirstFrame, count: int, landings: Iterable[Landings], seed: Seeds) -> OtherFrames:
     b, _, c, h, w = noise.shape
     detail = shared(seed, [0], (b, c, SUBCELLS * h, SUBCELLS * w))[:, 0]
     parts = _split(noise[:, 0].cpu().double(), detail.double()).flatten(2).flatten(0, 1).T.contiguous()
-    cells = torch.stack([_gather(parts, each).to(noise.dtype) for each in landings])
+    cells = noise.new_empty(count, h * w, b * c, device="cpu")  # a list would lie between what is freed for each frame
+    for number, each in enumerate(landings):
+        cells[number] = _gather(parts, each)
     return cells.transpose(1, 2).unflatten(1, (b, c)).unflatten(3, (h, w)).transpose(0, 1).to(noise.device)
 
 

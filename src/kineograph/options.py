@@ -108,7 +108,8 @@ def _read_declaration(name: str, hint: Any) -> Option:
     kind, *metadata = get_args(hint)
     (field,) = (each for each in metadata if isinstance(each, FieldInfo) and each.json_schema_extra)
     extra: Any = field.json_schema_extra
-    literals = tuple(each for each in (kind, *get_args(kind)) if get_origin(each) is Literal)
+    members = [each for each in union_members(kind) if each is not type(None)]
+    literals = tuple(members) if all(get_origin(each) is Literal for each in members) else ()
     choices = tuple(extra.get("enum", ())) or tuple(value for each in literals for value in get_args(each))
     return Option(
         name=name,

@@ -155,6 +155,7 @@ class Plan:
     chunk_size: int
     window: int
     overlap: int
+    vae_tiling: bool
     motion_strength: float
     camera: str
     control_footage: tuple[Footage, ...]

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from kineograph import errors
 from kineograph.errors import MAX_FRAMES, InputError, memory_label
-from kineograph.options import File, Integer, Number, Text, option
+from kineograph.options import File, Flag, Integer, Number, Text, option
 from kineograph.samplers import BY_NAME
 from kineograph.sigmas import SPACINGS
 
@@ -73,6 +73,7 @@ def release(value: Any) -> Any:
     return value.value if isinstance(value, InMemory) else value
 
 
+ChunkSize = Annotated[int, Strict(), Ge(1), Le(MAX_FRAMES)] | Literal["auto"]
 Seed = Annotated[int, Strict(), Ge(0), Le(MAX_SEED)]
 
 # Any object is held; `media.images.read_image` and `media.footage.open_footage` refuse those of other types and shapes.
@@ -291,7 +292,18 @@ class SharedOptions(TypedDict, total=False):
             group="Model",
             ge=1,
             le=MAX_BATCH,
-            shown_default="as many as need the memory of 8 frames of 512 x 512",
+            shown_default="as many as need the memory of 8 frames of 512 x 512, or 1 with a limit of memory",
+            recorded=False,
+        ),
+    ]
+    memory: Annotated[
+        Text | None,
+        option(
+            None,
+            "Memory that the run may take, such as 6GB: of the process on a CPU, of the card on a GPU. A smaller "
+            "`chunk_size`, `vae_tiling` and, on a GPU, the `offload` of `load` are chosen so that it fits.",
+            group="Model",
+            shown_default="no limit",
             recorded=False,
         ),
     ]
@@ -301,13 +313,21 @@ class ImageModelOptions(TypedDict, total=False):
     """Options of methods that sample with an image model."""
 
     chunk_size: Annotated[
-        Integer,
+        ChunkSize,
         option(
             8,
-            "Number of frames that an image model evaluates together; memory grows with it, the frames do not change.",
+            "Number of frames that an image model evaluates together; memory grows with it, the frames do not change. "
+            "auto is as many as fit into the free memory, 8 at most.",
+    vae_tiling: Annotated[
+        Flag,
+        option(
+            False,
+            "Encode and decode images above the VAE's own size in overlapping tiles: less memory, slightly other "
+            "frames.",
             group="Model",
-            ge=1,
-            le=MAX_FRAMES,
+        ),
+    ]
+            group="Model",
         ),
     ]
 

@@ -86,11 +86,12 @@ VALUES: Mapping[str, Any] = {
     "low_pass_space": 0.5, "shared_noise": 0.3, "renoise": "same-noise", "inversion_steps": 1,
     "drift_correction": True, "guidance_start": 0.3, "guidance_end": 0.6, "deepcache_interval": 2,
     "deepcache_branch": 1, "video_guidance_scale": 3.0, "window_stride": 2, "window_weights": "flat",
-    "injection_start": 0.2, "injection_end": 0.6,
+    "injection_start": 0.2, "injection_end": 0.6, "vae_tiling": True,
 }  # fmt: skip
 QUICK = ("image model", "VideoElevator")
-# the number of frames in memory, the rate of models without one as a condition, and FreeNoise in one window
-SAME_FRAMES = {"chunk_size", "fps", "method"}
+# the number of frames in memory, the rate of models without one as a condition, FreeNoise in one window, and tiles that
+# are larger than the frames
+SAME_FRAMES = {"chunk_size", "fps", "method", "vae_tiling"}
 
 
 @cache

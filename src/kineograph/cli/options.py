@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import typer
 from rich.markup import escape
@@ -34,6 +34,8 @@ PANELS = (
     "Download",
     "File",
 )
+
+MAX_DIGITS = 10  # of a number beside words
 
 file_option = partial(typer.Option, rich_help_panel="File")
 
@@ -196,6 +198,8 @@ def _form(option: Option) -> Form:
         if int in union_members(get_args(mappings[0])[0]):
             return Form(list[str], "FRAME=TEXT", partial(parse_named, form="FRAME=TEXT", example="24='a blue fish'"))
         return Form(list[str], "KIND=VALUE", parse_named)
+    if int in members and any(get_origin(each) is Literal for each in members):
+        return Form(str, "NUMBER|WORD", _parse_whole_number)
     return Form(next((each for each in (bool, int, float) if each in members), str), None, _as_it_is)
 
 
@@ -206,6 +210,11 @@ def _is(kind: Any, base: type) -> bool:
 
 def _as_it_is(value: Any, what: str) -> Any:
     return value
+
+
+def _parse_whole_number(text: str, what: str) -> int | str:
+    """Return the number that a text is, or the text, such as a word that the option has beside numbers."""
+    return int(text) if text.lstrip("-").isdecimal() and text.isascii() and len(text) < MAX_DIGITS else text
 
 
 def _parse_scaled(texts: Sequence[str], what: str) -> list[tuple[str, float | dict[str, float]]]:

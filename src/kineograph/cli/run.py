@@ -246,7 +246,9 @@ def _resolve(sources: Sequence[Source], prompts: Sequence[str], options: Mapping
     inputs = open_inputs(options)
     descriptions = [_call(describe, each) for each in sources]
     if None not in descriptions:
-        decide(check(*_pair(descriptions), options), inputs)
+        decided = decide(check(*_pair(descriptions), options), inputs)
+        if decided.offload is not None:
+            sources = [each._replace(options={**each.options, "offload": decided.offload}) for each in sources]
     terminal.print_message(f"loading {' and '.join(each.model for each in sources)}")
     terminal.hide_loading_bars()
     model, video_model = _pair([_call(load, each) for each in sources])

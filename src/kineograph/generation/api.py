@@ -224,8 +224,8 @@ def _generate(
             raise InputError("`seed` and `generator` both choose the noise: give one of them")
         options["seed"] = draw_seeds(call["generator"])
     inputs = open_inputs(options)._replace(latents=() if call["latents"] is None else (call["latents"],))
-    check_before_loading(model, call["video_model"], options, inputs)
-    opened = as_model(model)
+    offload = check_before_loading(model, call["video_model"], options, inputs)
+    opened = as_model(model, offload=offload)
     second = None if call["video_model"] is None else as_model(call["video_model"], beside=opened)
     with reported(call, opened, len(prompts)) as on_step:
         plan = resolve(opened, prompts, options, inputs, second, negative_prompts)

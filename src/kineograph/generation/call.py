@@ -166,8 +166,11 @@ def check_arguments(model: object, prompt: object, given: Mapping[str, Any]) -> 
     check_order(first, prompt, order, POCKETS)
 
 
-def as_model(source: object, beside: Model | None = None) -> Model:
-    """Return a model, or load the one of this name, path or pipeline; on the device and in the dtype of `beside`."""
+def as_model(source: object, beside: Model | None = None, offload: str | None = None) -> Model:
+    """Return a model, or load the one of this name, path or pipeline; on the device and in the dtype of `beside`.
+
+    offload: as in `load`, for a name or a path.
+    """
     if isinstance(source, Model):
         return source
     if not isinstance(source, str | Path | Pipeline):
@@ -175,19 +178,26 @@ def as_model(source: object, beside: Model | None = None) -> Model:
             f"a model is one that kineograph.load returned, or a name or path to load, not {shown(source)}; as in "
             "kineograph.generate('pocket', 'a red fish')"
         )
-    return load(source) if beside is None else load(source, device=beside.device, dtype=beside.dtype)
+    chosen: Any = {} if offload is None else {"offload": offload}
+    return load(source, **chosen) if beside is None else load(source, device=beside.device, dtype=beside.dtype)
 
 
-def check_before_loading(model: object, video_model: object | None, options: Mapping[str, Any], inputs: Inputs) -> None:
-    """Raise the InputError of `resolve` for models of which one is a name or a path, if descriptions determine it."""
+def check_before_loading(
+    model: object, video_model: object | None, options: Mapping[str, Any], inputs: Inputs
+) -> str | None:
+    """Raise the InputError of `resolve` for models of which one is a name or a path, if descriptions determine it.
+
+    Returns the `offload` to load the model with, which `memory` chooses.
+    """
     given = [model] if video_model is None else [model, video_model]
     if not any(isinstance(each, str | Path) for each in given):
-        return
+        return None
     found = [_describe(each) for each in given]
-    if None not in found:
-        first, second = [*found, None][:2]
-        assert first is not None
-        decide(check(first, second, options), inputs)
+    if None in found:
+        return None
+    first, second = [*found, None][:2]
+    assert first is not None
+    return decide(check(first, second, options), inputs).offload
 
 
 def _describe(source: object) -> Description | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +24,11 @@ from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipOptions
 from kineograph.models.conditioning.prompt_weights import other_syntax, plain_text
 from kineograph.models.description import check_size, describe_model
+from kineograph.models.memory import MOST_CHUNK, Run, check_fits, fit_run, free_memory, parse_size
 from kineograph.models.model import Model
 from kineograph.models.schedulers import departures
 from kineograph.motion import frame_warp, parse
+from kineograph.models.vae.autoencoder import tiled
 from kineograph.options import changed, declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
 from kineograph.request import (
@@ -38,7 +42,9 @@ from kineograph.request import (
     release,
 )
 
-RESOLVED = ("method", "sampler", "num_frames", "fps", "height", "width", "strength")  # fields of Plan
+RESOLVED = (  # fields of Plan
+    "method", "sampler", "num_frames", "fps", "height", "width", "strength", "chunk_size", "vae_tiling"
+)  # fmt: skip
 OF_ONE_VIDEO = ("seed", "negative_prompt")  # options that may differ between the videos of a batch
 FAR_SMALLER, FAR_LARGER = 1 / 4, 4  # areas of the frames, over that of the model's own size
 MEMORY = 8 * 64 * 64  # latent pixels evaluated together by default: 8 frames of 512 x 512
@@ -98,7 +104,10 @@ def _common_length(footage: Sequence[Footage]) -> int:
 
 
 class Decided(NamedTuple):
-    """Values of a plan that follow from the options, the inputs and the descriptions of the models."""
+    """Values of a plan that follow from the options, the inputs and the descriptions of the models.
+
+    offload: of models that are not loaded yet, see `load`; chosen by `memory`.
+    """
 
     num_frames: int
     fps: float
@@ -111,6 +120,9 @@ class Decided(NamedTuple):
     edit_footage: tuple[Footage, ...]
     start_footage: tuple[Footage, ...]
 
+    chunk_size: int
+    vae_tiling: bool
+    offload: str | None
 
 def decide(combination: Combination, inputs: Inputs) -> Decided:
     """Return what the options leave open. Raises InputError for inputs and options that do not fit."""
@@ -130,6 +142,7 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
     )
     frame_warp(parse(camera), frames=num_frames, seed=0)  # raises for a motion that cannot be used
     return Decided(
+    run = fit_memory(combination, num_frames, height, width, window)
         num_frames=num_frames,
         fps=options["fps"] or _default_fps(combination, footage),
         height=height,
@@ -141,9 +154,45 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
         edit_footage=read_by_model,
         start_footage=started_from,
     )
+        chunk_size=run.frames if combination.model.temporal is None else MOST_CHUNK,
+        vae_tiling=run.vae_tiling,
+        offload=run.offload,
 
 
 def resolve(
+def fit_memory(combination: Combination, num_frames: int, height: int, width: int, window: int) -> Run:
+    """Return what decides the memory of a run, as `memory` and a `chunk_size` of auto choose it.
+
+    Warns before weights are loaded if it needs more than is free. Raises InputError if nothing fits into `memory`.
+    """
+    options, model = combination.options, combination.model
+    chunk = MOST_CHUNK if options["chunk_size"] == "auto" else options["chunk_size"]
+    together = min(num_frames, chunk if model.temporal is None else window)
+    if options["refine_size"]:
+        height, width = max((height, width), sdedit.parse_size(options["refine_size"]), key=math.prod)
+    branches = 1 if model.reads_guidance_scale or options["guidance_scale"] <= 1 else 3 if model.edits else 2
+    on_cpu = model.networks is not None and model.networks.device == "cpu"
+    run = Run(
+        videos=options["batch_size"] or 1,
+        frames=together,
+        height=height,
+        width=width,
+        branches=branches if on_cpu and torch.get_num_threads() > 1 else 1,
+        vae_tiling=options["vae_tiling"],
+        controls=len(options["control"]),
+        offload=model.networks and model.networks.offload,
+    )
+    if options["memory"] is None and options["chunk_size"] != "auto":
+        if combination.video_model is None:
+            check_fits(model, run)
+        return run._replace(frames=chunk)
+    if combination.video_model is not None:
+        raise InputError("`memory` and a `chunk_size` of auto are for one model, and here are two: give a `chunk_size`")
+    given = None if options["memory"] is None else parse_size(options["memory"])
+    limit = free_memory(model) if given is None else given
+    return run._replace(frames=chunk) if limit is None else fit_run(model, run, limit, by_frames_alone=given is None)
+
+
     model: Model,
     prompts: Sequence[Prompt],
     options: Mapping[str, Any],
@@ -162,6 +211,8 @@ def resolve(
     decided = decide(combination, inputs)
     latent_shape = (len(prompts), *model.latent_shape(decided.height, decided.width))
     for latents in inputs.latents:
+    if decided.vae_tiling:
+        model = replace(model, vae=tiled(model.vae, model.temporal_decoder))
         _check_latents(latents, latent_shape, decided.num_frames)
     return Plan(
         model=model,
@@ -176,8 +227,7 @@ def resolve(
         guidance_scale=options["guidance_scale"],
         latent_shape=latent_shape,
         initial_latents=inputs.latents,
-        **decided._asdict(),
-        chunk_size=options["chunk_size"],
+        **{name: value for name, value in decided._asdict().items() if name != "offload"},
         motion_strength=options["motion_strength"],
         control_footage=inputs.controls,
         image=inputs.image,

@@ -50,7 +50,8 @@ def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
     """Run a plan of any number of prompts, in batches; one by one where clips are kept in files."""
     warn_about(plan)
     keeps = plan.options["keep_clips"] is not None
-    size = 1 if keeps else plan.options["batch_size"] or default_batch_size(plan)
+    alone = keeps or (plan.options["memory"] is not None and plan.options["batch_size"] is None)
+    size = 1 if alone else plan.options["batch_size"] or default_batch_size(plan)
     videos = list[Video]()
     for numbers in _batches(plan, size):
         batch = plan.part(numbers.start, numbers.stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kineograph.errors import InputError
 
@@ -16,6 +16,25 @@ ANY_CONTROL = ""  # kind of a ControlNet that was given without a kind of contro
 # defaults of diffusers' networks, which files may leave out
 UNET_IN_CHANNELS, LATENT_CHANNELS, VAE_BLOCK_CHANNELS = 4, 4, (64,)
 UNET_BLOCKS, UNET_LAYERS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), 2
+
+
+class Networks(NamedTuple):
+    """Configurations of diffusers' networks, and where and in what dtype they are or would be; for `models.memory`.
+
+    device      such as "cpu" or "cuda:1"
+    dtype       of torch; None if it is not known yet
+    file_dtype  of the weights in the files; None for that of the networks
+    loaded      True if the weights are in memory
+    offload     as in `load`
+    """
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    device: str = "cpu"
+    dtype: Any = None
+    file_dtype: Any = None
+    loaded: bool = False
+    offload: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class Description:
     reads_guidance_scale  True for a latent consistency model whose network takes the guidance scale as an input
     skips                 number of skip connections of the U-Net
     scheduler             configuration of the scheduler; None if only the weights determine it
+    networks              configurations and placement of the networks
     """
 
     name: str
@@ -49,6 +69,7 @@ class Description:
     reads_guidance_scale: bool = False
     skips: int = 12
     scheduler: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    networks: Networks | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_video(self) -> bool:
@@ -63,6 +84,8 @@ class Description:
 
 def describe_model(model: Model) -> Description:
     """Return the description of a loaded model."""
+    from kineograph.models.hooks import is_offloaded  # imports accelerate
+
     return Description(
         name=model.name,
         temporal=model.temporal,
@@ -77,6 +100,14 @@ def describe_model(model: Model) -> Description:
         reads_guidance_scale=model.net.reads_guidance_scale,
         skips=count_skips(model.net.image_unet.config),
         scheduler=model.schedule.settings or None,
+        networks=Networks(
+            model.net.image_unet.config,
+            model.vae.config,
+            device=str(model.device),
+            dtype=model.dtype,
+            loaded=True,
+            offload="model" if is_offloaded(model.net.image_unet) else None,
+        ),
     )
 
 
@@ -111,6 +142,7 @@ def describe_configurations(
         out_channels=unet.get("out_channels", LATENT_CHANNELS),
         reads_guidance_scale=unet.get("time_cond_proj_dim") is not None,
         skips=count_skips(unet),
+        networks=Networks(unet, vae) if unet.get("_class_name") in (None, "UNet2DConditionModel") else None,
     )
 
 

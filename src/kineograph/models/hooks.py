@@ -8,11 +8,13 @@ any other is refused.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
+import accelerate
 import torch
 from accelerate.hooks import CpuOffload, SequentialHook
+from diffusers.hooks import apply_group_offloading
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -65,6 +67,28 @@ def copy_network(network: Network) -> Network:
     for name in ("_hf_hook", "_old_forward", "forward"):
         vars(copied).pop(name, None)
     return copied.to(device)
+
+
+def add_offloading(
+    networks: Sequence[nn.Module], device: torch.device, way: Literal["model", "sequential", "group"]
+) -> None:
+    """Keep the weights of networks on the CPU, and have hooks move them to a device while they are used.
+
+    networks: on the CPU, in the order in which they are used. way: as the option `offload` of `load`; the hooks are
+    those of a pipeline's enable_model_cpu_offload, enable_sequential_cpu_offload and enable_group_offload.
+    """
+    if way == "model":
+        hook = None
+        for network in networks:
+            _, hook = accelerate.cpu_offload_with_hook(network, device, hook)
+        return
+    for network in networks:
+        if way == "sequential":
+            accelerate.cpu_offload(network, device, offload_buffers=True)
+        else:
+            apply_group_offloading(
+                network, onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level"
+            )
 
 
 def onload(network: nn.Module) -> None:

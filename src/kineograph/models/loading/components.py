@@ -122,6 +122,11 @@ class Components(NamedTuple):
         encoders = [] if self.image_encoder is None else [self.image_encoder.network]
         return [*encoders, *(each for each in (self.motion_adapter, self.spatial_adapter) if each is not None)]
 
+    @property
+    def added_networks(self) -> list[nn.Module]:
+        """The networks around the layers of the image U-Net: temporal layers and adapters."""
+        return [each for each in (self.temporal, self.motion_adapter, self.spatial_adapter) if each is not None]
+
 
 def components_from_pipeline(pipeline: Pipeline) -> Components:
     """Return the components of a live pipeline, which shares its networks; of a video network, its weights.

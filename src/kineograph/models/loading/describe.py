@@ -60,7 +60,14 @@ def check_load_options(source: str | Path | Pipeline, given: Mapping[str, Any]) 
     if given["dtype"] is not None and given["torch_dtype"] is not None:
         raise InputError("`torch_dtype` is the older name of `dtype`: give one of them")
     if not isinstance(source, Pipeline):
-        choose_placement(given["device"], given["torch_dtype"] if given["dtype"] is None else given["dtype"])
+        place = choose_placement(given["device"], given["torch_dtype"] if given["dtype"] is None else given["dtype"])
+        if given["offload"] is not None and place.device.type == "cpu":
+            raise InputError("`offload` does nothing here: it moves weights to a GPU, and the device is the CPU")
+    elif given["offload"] is not None:
+        raise InputError(
+            "`offload` does nothing for a pipeline of diffusers: switch offloading on in the pipeline, as by "
+            "enable_model_cpu_offload, before it is loaded"
+        )
     built_in = (*pocket.built_in_names(), *pocket.ADAPTERS, *pocket.DECODERS)
     parts = [given[name] for name in ("motion_module", "motion_adapter", "adapter", "ip_adapter", "vae", "decoder")]
     for part in (*parts, *controlnets.list_controlnets(given["controlnet"], source).values()):
@@ -128,7 +135,22 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
     )
     if found.scheduler is not None and given["prediction_type"] is not None:
         found = replace(found, scheduler={**found.scheduler, "prediction_type": given["prediction_type"]})
+    if found.networks is not None and not isinstance(source, Pipeline):
+        place = choose_placement(given["device"], given["torch_dtype"] if given["dtype"] is None else given["dtype"])
+        files = [each for each in _unet_files(source or POCKET, given["variant"]) if each.suffix == ".safetensors"]
+        stored = tensor_files.read_dtype(files[0]) if files else None
+        networks = found.networks._replace(device=str(place.device), dtype=place.dtype, file_dtype=stored)
+        found = replace(found, networks=networks._replace(offload=given["offload"]))
     return found if given["vae"] is None else _with_other_vae(found, given["vae"], of_parts)
+
+
+def _unet_files(source: str | Path, variant: str | None) -> list[Path]:
+    """Return the files of a U-Net on this machine, those that `load` opens first; none for a repository."""
+    path = WEIGHTS if source in (POCKET, *pocket.built_in_names()) else hub.local_path(source)
+    if path is None or path.is_file():
+        return [] if path is None else [path]
+    files = (path / "unet").glob("*.safetensors")
+    return sorted(files, key=lambda file: (f".{variant}" not in file.name, len(file.name)))
 
 
 def _describe_source(

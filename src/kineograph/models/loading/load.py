@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
+import torch
 from torch import nn
 
 from kineograph import hub
@@ -19,7 +20,7 @@ from kineograph.models.conditioning.textual_inversion import list_textual_invers
 from kineograph.models.description import ANY_CONTROL
 from kineograph.models.formats.lora import list_loras, load_lora, read_learned_words
 from kineograph.models.formats.tensor_files import read_tensors
-from kineograph.models.hooks import execution_device, refuse_offloaded
+from kineograph.models.hooks import add_offloading, execution_device, refuse_offloaded
 from kineograph.models.loading.adapters import load_customised_adapter, load_motion_adapter
 from kineograph.models.loading.components import (
     INDEX,
@@ -266,9 +267,16 @@ def _build_model(
     components: Components, controls: Mapping[str, OpenControlNet], request: Request, placement: Placement
 ) -> Model:
     """Place the components and return them as a model."""
-    place((*components.networks.values(), *components.other_networks), placement)
-    place([components.vae], _vae_placement(components.vae, request, placement))
-    vae, decoder = prevent_overflow(components.vae), components.temporal_decoder
+    offload, decoder = request.options["offload"], components.temporal_decoder
+    kept = placement if offload is None else placement._replace(device=torch.device("cpu"))
+    place((*components.networks.values(), *components.other_networks), kept)
+    place([components.vae], _vae_placement(components.vae, request, kept))
+    vae = prevent_overflow(components.vae)
+    if offload is not None:
+        place(components.added_networks, placement)
+        encoders = [each.network for each in components.text_encoders]
+        images = [] if components.image_encoder is None else [components.image_encoder.network]
+        add_offloading([*encoders, *images, components.unet, vae], placement.device, offload)
     return Model(
         net=components.net,
         vae=vae,

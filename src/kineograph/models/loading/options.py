@@ -157,6 +157,18 @@ class LoadOptions(TypedDict, total=False):
             recorded=False,
         ),
     ]
+    offload: Annotated[
+        Literal["model", "sequential", "group"] | None,
+        option(
+            None,
+            "Keep the weights in the computer's memory and move them to the GPU when they are used: a network at a "
+            "time (model), or a layer at a time (sequential, or group, which diffusers does with fewer copies). The "
+            "smaller the part, the less memory of the GPU, and the slower.",
+            group="Model",
+            shown_default="all weights stay on the device",
+            recorded=False,
+        ),
+    ]
     torch_dtype: Annotated[
         str | DType | None, option(None, "The older name of `dtype`.", group="Model", recorded=False)
     ]

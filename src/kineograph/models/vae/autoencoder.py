@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Union
 
@@ -81,6 +82,19 @@ def decode_per_frame(vae: VAE, z: Latents, size: int) -> Iterator[PixelFrames]:
     """Yield the frames of unscaled latents, values from -1 to 1, decoded `size` frames at a time."""
     for _, part in split_frames(z, size):
         yield vae.decode(part.flatten(0, 1)).sample.unflatten(0, part.shape[:2])
+
+
+def tiled(vae: VAE, temporal_decoder: object = None) -> VAE:
+    """Return the VAE with tiles: images above its own size are processed in overlapping tiles, in less memory.
+
+    The layers are shared; the original, which may be a pipeline's, stays without tiles. Raises InputError if there is a
+    temporal decoder, which decodes whole frames.
+    """
+    if temporal_decoder is not None:
+        raise InputError("`vae_tiling` does nothing with a temporal decoder, which decodes whole frames: leave it out")
+    copied: Any = copy.copy(vae)
+    copied.enable_tiling()
+    return copied
 
 
 def check_finite(frames: PixelFrames, numbers: range) -> None:
