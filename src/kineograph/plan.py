@@ -153,9 +153,9 @@ class Plan:
     latent_shape: noise.Shape
     initial_latents: tuple[Latents, ...]
     chunk_size: int
+    vae_tiling: bool
     window: int
     overlap: int
-    vae_tiling: bool
     motion_strength: float
     camera: str
     control_footage: tuple[Footage, ...]

@@ -307,6 +307,15 @@ class SharedOptions(TypedDict, total=False):
             recorded=False,
         ),
     ]
+    vae_tiling: Annotated[
+        Flag,
+        option(
+            False,
+            "Encode and decode images above the VAE's own size in overlapping tiles: less memory, slightly other "
+            "frames.",
+            group="Model",
+        ),
+    ]
 
 
 class ImageModelOptions(TypedDict, total=False):
@@ -318,15 +327,6 @@ class ImageModelOptions(TypedDict, total=False):
             8,
             "Number of frames that an image model evaluates together; memory grows with it, the frames do not change. "
             "auto is as many as fit into the free memory, 8 at most.",
-    vae_tiling: Annotated[
-        Flag,
-        option(
-            False,
-            "Encode and decode images above the VAE's own size in overlapping tiles: less memory, slightly other "
-            "frames.",
-            group="Model",
-        ),
-    ]
             group="Model",
         ),
     ]

@@ -27,8 +27,8 @@ from kineograph.models.description import check_size, describe_model
 from kineograph.models.memory import MOST_CHUNK, Run, check_fits, fit_run, free_memory, parse_size
 from kineograph.models.model import Model
 from kineograph.models.schedulers import departures
-from kineograph.motion import frame_warp, parse
 from kineograph.models.vae.autoencoder import tiled
+from kineograph.motion import frame_warp, parse
 from kineograph.options import changed, declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
 from kineograph.request import (
@@ -119,10 +119,10 @@ class Decided(NamedTuple):
     strength: float
     edit_footage: tuple[Footage, ...]
     start_footage: tuple[Footage, ...]
-
     chunk_size: int
     vae_tiling: bool
     offload: str | None
+
 
 def decide(combination: Combination, inputs: Inputs) -> Decided:
     """Return what the options leave open. Raises InputError for inputs and options that do not fit."""
@@ -141,8 +141,8 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
         combination, inputs.controls + read_by_model + started_from, num_frames
     )
     frame_warp(parse(camera), frames=num_frames, seed=0)  # raises for a motion that cannot be used
-    return Decided(
     run = fit_memory(combination, num_frames, height, width, window)
+    return Decided(
         num_frames=num_frames,
         fps=options["fps"] or _default_fps(combination, footage),
         height=height,
@@ -153,13 +153,12 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
         strength=strength,
         edit_footage=read_by_model,
         start_footage=started_from,
-    )
         chunk_size=run.frames if combination.model.temporal is None else MOST_CHUNK,
         vae_tiling=run.vae_tiling,
         offload=run.offload,
+    )
 
 
-def resolve(
 def fit_memory(combination: Combination, num_frames: int, height: int, width: int, window: int) -> Run:
     """Return what decides the memory of a run, as `memory` and a `chunk_size` of auto choose it.
 
@@ -193,6 +192,7 @@ def fit_memory(combination: Combination, num_frames: int, height: int, width: in
     return run._replace(frames=chunk) if limit is None else fit_run(model, run, limit, by_frames_alone=given is None)
 
 
+def resolve(
     model: Model,
     prompts: Sequence[Prompt],
     options: Mapping[str, Any],
@@ -210,9 +210,9 @@ def fit_memory(combination: Combination, num_frames: int, height: int, width: in
         check_guidance(combination, "negative_prompt_embeds")
     decided = decide(combination, inputs)
     latent_shape = (len(prompts), *model.latent_shape(decided.height, decided.width))
-    for latents in inputs.latents:
     if decided.vae_tiling:
         model = replace(model, vae=tiled(model.vae, model.temporal_decoder))
+    for latents in inputs.latents:
         _check_latents(latents, latent_shape, decided.num_frames)
     return Plan(
         model=model,
