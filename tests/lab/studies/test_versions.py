@@ -45,3 +45,15 @@ def test_a_change_beyond_rounding_is_found() -> None:
     now = {"a": [1.0, 2.0001], "b": ["cat"], "d": [1.0]}
     assert golden.differences("samplers", now, before) == ["b", "c", "d"]
     assert golden.differences("samplers", {**before, "a": [1.0, 2.1]}, before) == ["a"]
+
+
+def test_changed_outputs_are_written_only_with_another_version(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "FILE", tmp_path / "golden.json")
+    for value, version in ((1.0, 1), (2.0, 2)):
+        monkeypatch.setattr(golden, "VERSIONS", {"samplers": ("SAMPLER_VERSION", version)})
+        monkeypatch.setattr(golden, "GROUPS", {"samplers": lambda value=value: {"ddim": [value]}})
+        golden.main()
+        assert json.loads(golden.FILE.read_text())["outputs"] == {"samplers": {"ddim": [value]}}
+    monkeypatch.setattr(golden, "GROUPS", {"samplers": lambda: {"ddim": [3.0], "added": [1.0]}})
+    with pytest.raises(SystemExit, match="ddim changed: raise SAMPLER_VERSION in"):
+        golden.main()
