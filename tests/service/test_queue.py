@@ -388,6 +388,34 @@ def test_no_other_file_can_be_named(queue: JobQueue, id: str) -> None:
         queue.files.results(id)
 
 
+def test_a_full_disk_refuses_jobs_and_loses_none(queue: JobQueue) -> None:
+    jobs = [queue.submit("ann", request()) for _ in range(2)]
+    running = claim(queue)
+    with queue._database.connection() as connection:
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size for it
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        queue.submit("ann", request("a" * 100_000))
+    assert len(queue.list_jobs()) == 2
+    assert queue.get(jobs[1].id) == jobs[1]
+    with queue._database.connection() as connection:
+        connection.execute("PRAGMA max_page_count = 100000")
+    assert queue.submit("ann", request()).number == 3
+    assert complete(queue, running).state == JobState.COMPLETED
+
+
+def test_a_locked_file_delays_a_write_and_no_read(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = queue.submit("ann", request())
+    monkeypatch.setattr("kineograph.service.database.BUSY_SECONDS", 0.05)
+    other, impatient = sqlite3.connect(queue.folder / "queue.sqlite3"), JobQueue(queue.folder)
+    other.execute("BEGIN IMMEDIATE")
+    assert impatient.get(job.id) == job
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        impatient.cancel(job.id)
+    other.execute("ROLLBACK")
+    other.close()
+    assert impatient.cancel(job.id).state == JobState.CANCELLED
+
+
 def test_events_cannot_change(queue: JobQueue) -> None:
     queue.submit("ann", request())
     connection = sqlite3.connect(queue.folder / "queue.sqlite3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 from moved_clock import MovedClock
 
 from kineograph.errors import InputError
@@ -30,6 +31,7 @@ from kineograph.service.queue import JobQueue
 
 LIMITS = QueueLimits(queued=6, queued_per_owner=4, look_ahead=3, passes=2, keep_seconds=500, deleted_seconds=100)
 OWNERS, MODELS = ("ann", "bob", "eve"), ("pocket", "other")
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where nothing waits for a disk
 ACTIVE = {"queued", "in_progress"}
 
 
@@ -72,7 +74,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=IN_MEMORY))
         self.clock = MovedClock()
         self.queue = JobQueue(self.folder, LIMITS, self.clock)
         self.expected = Expected()
@@ -113,40 +115,43 @@ class QueueMachine(RuleBasedStateMachine):
             self.expected.keys[owner, key] = (job.id, model, priority)
         return job.id
 
-    @rule(job_id=ids)
-    def cancel(self, job_id: str) -> None:
-        if (job := self.known(job_id, self.queue.cancel)) is not None:
-            self.expect_cancel(job)
-
-    @rule(job_id=ids, paused=st.booleans())
-    def pause(self, job_id: str, *, paused: bool) -> None:
-        if (job := self.expected.jobs.get(job_id)) is not None and job.state not in ACTIVE:
+    @rule(
+        job_id=ids,
+        act=st.sampled_from(("cancel", "pause", "resume", "resume", "star", "unstar", "delete", "restore", "restore")),
+    )
+    def change(self, job_id: str, act: str) -> None:
+        job = self.expected.jobs.get(job_id)
+        functions: dict[str, Callable[[str], object]] = {
+            "cancel": self.queue.cancel,
+            "pause": lambda each: self.queue.change(each, paused=True),
+            "resume": lambda each: self.queue.change(each, paused=False),
+            "star": lambda each: self.queue.change(each, starred=True),
+            "unstar": lambda each: self.queue.change(each, starred=False),
+            "delete": self.queue.delete,
+            "restore": self.queue.restore,
+        }
+        if job is None:
+            with pytest.raises(UnknownJobError):
+                functions[act](job_id)
+        elif act in ("pause", "resume") and job.state not in ACTIVE:
             with pytest.raises(InputError, match="not finished"):
-                self.queue.change(job_id, paused=paused)
-        elif (job := self.known(job_id, lambda each: self.queue.change(each, paused=paused))) is not None:
-            job.paused = paused
+                functions[act](job_id)
+        else:
+            functions[act](job_id)
+            self.expect_change(job, act)
 
-    @rule(job_id=ids, starred=st.booleans())
-    def star(self, job_id: str, *, starred: bool) -> None:
-        if (job := self.known(job_id, lambda each: self.queue.change(each, starred=starred))) is not None:
-            job.starred = starred
-            self.expect_expiry(job)
-
-    @rule(job_id=ids)
-    def delete(self, job_id: str) -> None:
-        before = self.expected.jobs.get(job_id)
-        was_deleted = before is not None and before.deleted
-        if (job := self.known(job_id, self.queue.delete)) is not None and not was_deleted:
-            job.deleted = True
+    def expect_change(self, job: ExpectedJob, act: str) -> None:
+        if act == "cancel":
             self.expect_cancel(job)
+        elif act in ("pause", "resume"):
+            job.paused = act == "pause"
+        elif act in ("star", "unstar"):
+            job.starred = act == "star"
             self.expect_expiry(job)
-
-    @rule(job_id=ids)
-    def restore(self, job_id: str) -> None:
-        before = self.expected.jobs.get(job_id)
-        was_deleted = before is not None and before.deleted
-        if (job := self.known(job_id, self.queue.restore)) is not None and was_deleted:
-            job.deleted = False
+        elif (act == "delete") != job.deleted:
+            job.deleted = act == "delete"
+            if job.deleted:
+                self.expect_cancel(job)
             self.expect_expiry(job)
 
     @rule(job_id=ids, owner=st.sampled_from(OWNERS))
@@ -161,10 +166,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     # --- workers
 
+    @precondition(lambda self: any(each.state in ACTIVE for each in self.expected.jobs.values()))
     @rule(
-        target=attempts, worker=st.sampled_from(("first", "second")), loaded=st.sampled_from(((), MODELS[:1], MODELS))
+        target=attempts,
+        seconds=st.sampled_from((0, 0, 0, 31, 31)),
+        worker=st.sampled_from(("first", "second")),
+        loaded=st.sampled_from(((), MODELS[:1], MODELS)),
     )
-    def claim(self, worker: str, loaded: tuple[str, ...]) -> Any:
+    def wait_and_claim(self, seconds: float, worker: str, loaded: tuple[str, ...]) -> Any:
+        self.clock.wait(seconds)
         self.expect_ends_of_leases()
         wanted = self.expect_choice(loaded)
         job = self.queue.claim(worker, loaded)
@@ -187,54 +197,44 @@ class QueueMachine(RuleBasedStateMachine):
         if (job := self.alive(attempt, lambda: self.queue.heartbeat(attempt, progress))) is not None:
             job.lease = (self.clock.uptime, self.clock.uptime + LIMITS.lease_seconds)
 
-    @rule(attempt=consumes(attempts))
-    def complete(self, attempt: Job) -> None:
-        self.complete_attempt(attempt)
-
-    @rule(attempt=attempts)
-    def complete_and_go_on(self, attempt: Job) -> None:
-        self.complete_attempt(attempt)
-
-    @rule(attempt=attempts)
-    def rename_and_die(self, attempt: Job) -> None:
+    @rule(attempt=attempts, end=st.sampled_from(("complete", "complete", "fail", "release", "die after the rename")))
+    def end_attempt(self, attempt: Job, end: str) -> None:
         job = self.expected.jobs.get(attempt.id)
-        if job is not None and (job.state, job.attempt) == ("in_progress", attempt.attempt):
-            self.queue.files.publish(attempt.id, self.write_part(attempt))
-
-    @rule(attempt=attempts)
-    def fail(self, attempt: Job) -> None:
-        job = self.alive(attempt, lambda: self.queue.fail(attempt, "internal_error", "an error\nof two lines"))
-        if job is not None:
-            self.expect_end(job, "cancelled" if job.cancel_requested else "failed")
-
-    @rule(attempt=attempts)
-    def release(self, attempt: Job) -> None:
-        if (job := self.alive(attempt, lambda: self.queue.release(attempt))) is not None:
-            if job.cancel_requested:
-                self.expect_end(job, "cancelled")
-            else:
-                job.state = "queued"
+        part = self.queue.files.make_part(attempt)
+        (part / "video.mp4").write_text(str(attempt.attempt))
+        if end == "die after the rename":
+            if job is not None and (job.state, job.attempt) == ("in_progress", attempt.attempt):
+                self.queue.files.publish(attempt.id, part)
+            return
+        ends: dict[str, Callable[[], object]] = {
+            "complete": lambda: self.queue.complete(attempt, part, {"width": 1}),
+            "fail": lambda: self.queue.fail(attempt, "internal_error", "an error\nof two lines"),
+            "release": lambda: self.queue.release(attempt),
+        }
+        if (job := self.alive(attempt, ends[end])) is None:
+            return
+        if job.cancel_requested:
+            self.expect_end(job, "cancelled")
+        elif end == "release":
+            job.state = "queued"
+        else:
+            self.expect_end(job, "completed" if end == "complete" else "failed")
+            job.completed_by = attempt.attempt
 
     # --- time, and the machine
 
-    @rule(seconds=st.sampled_from((1, 20, 31, 120, 600)))
+    @rule(seconds=st.sampled_from((1, 20, 120, 600)))
     def wait(self, seconds: float) -> None:
         self.clock.wait(seconds)
 
-    @rule(jump=st.sampled_from((-1000, 50)))
-    def set_clock(self, jump: float) -> None:
-        self.clock.wall += jump
-
-    @rule()
-    def restart_service(self) -> None:
-        self.queue.close()
+    @rule(clock=st.sampled_from((None, -1000, 50)), uptime=st.sampled_from((None, 0.0, 1e6)), close=st.booleans())
+    def restart(self, *, clock: float | None, uptime: float | None, close: bool) -> None:
+        self.clock.wall += clock or 0
+        self.clock.uptime = self.clock.uptime if uptime is None else uptime
+        if close:
+            self.queue.close()
         self.queue = JobQueue(self.folder, clock=self.clock)
         assert self.queue.limits == LIMITS
-
-    @rule(uptime=st.sampled_from((0.0, 1e6)))
-    def restart_host(self, uptime: float) -> None:
-        self.restart_service()
-        self.clock.uptime = uptime
 
     @rule()
     def clean(self) -> None:
@@ -281,15 +281,6 @@ class QueueMachine(RuleBasedStateMachine):
 
     # --- the model
 
-    def known(self, job_id: str, act: Any) -> ExpectedJob | None:
-        """Do something to a job; return what is expected of it, or None where it was removed."""
-        if job_id not in self.expected.jobs:
-            with pytest.raises(UnknownJobError):
-                act(job_id)
-            return None
-        act(job_id)
-        return self.expected.jobs[job_id]
-
     def alive(self, attempt: Job, act: Any) -> ExpectedJob | None:
         """Let an attempt do something; return what is expected of its job, or None where the attempt has ended."""
         job = self.expected.jobs.get(attempt.id)
@@ -299,17 +290,6 @@ class QueueMachine(RuleBasedStateMachine):
             return None
         act()
         return job
-
-    def write_part(self, attempt: Job) -> Path:
-        part = self.queue.files.make_part(attempt)
-        (part / "video.mp4").write_text(str(attempt.attempt))
-        return part
-
-    def complete_attempt(self, attempt: Job) -> None:
-        part = self.write_part(attempt)
-        if (job := self.alive(attempt, lambda: self.queue.complete(attempt, part, {"width": 1}))) is not None:
-            self.expect_end(job, "cancelled" if job.cancel_requested else "completed")
-            job.completed_by = attempt.attempt
 
     def expect_cancel(self, job: ExpectedJob) -> None:
         if job.state == "queued":
@@ -361,7 +341,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 class TestQueue(QueueMachine.TestCase):  # type: ignore[misc, name-defined]
     settings = settings(
-        max_examples=5, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
 
 
@@ -369,5 +349,5 @@ class TestQueue(QueueMachine.TestCase):  # type: ignore[misc, name-defined]
 @pytest.mark.timeout(600)
 class TestQueueLonger(QueueMachine.TestCase):  # type: ignore[misc, name-defined]
     settings = settings(
-        max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )

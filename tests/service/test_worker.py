@@ -1,6 +1,8 @@
 """The worker: results, the ends of attempts, models and LoRAs that stay loaded."""
 
+import base64
 import errno
+import io
 import json
 import sqlite3
 import threading
@@ -109,6 +111,22 @@ def test_warnings_are_events(queue: JobQueue, models: LoadedModels, folders: tup
     job = run_next(queue, models)
     (warning,) = [each for each in queue.events(job_id=job.id) if each.kind == "warning"]
     assert "64 x 64 is far from that" in warning.data["message"]
+
+
+@pytest.mark.slow
+def test_previews_are_events_with_small_images(
+    queue: JobQueue, models: LoadedModels, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "PREVIEW_SECONDS", 0)
+    monkeypatch.setattr(worker, "PREVIEW_SHARE", 1)
+    submit(queue, folders[0], seed=5)
+    job = run_next(queue, models)
+    assert job.result is not None
+    assert job.result["frames_sha256"] == generated(folders[0], seed=5).digest
+    previews = [each for each in queue.events(job_id=job.id) if each.kind == "preview"]
+    assert previews
+    with Image.open(io.BytesIO(base64.b64decode(previews[0].data["image"]))) as image:
+        assert (image.format, image.size) == ("WEBP", (16, 16))
 
 
 @pytest.mark.slow

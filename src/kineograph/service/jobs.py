@@ -7,7 +7,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class JobRequest:
     command: str
     model: str
     options: Mapping[str, Any]
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     source_id: str | None = None
     idempotency_key: str | None = None

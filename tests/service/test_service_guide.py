@@ -1,0 +1,34 @@
+"""The guide to the service: its program runs, and its tables have what the code has."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from kineograph.service.database import MIGRATIONS
+from kineograph.service.files import FOLDERS
+from kineograph.service.jobs import JobState, QueueLimits
+from kineograph.service.queue import JobQueue
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs/service.md").read_text()
+
+
+def test_the_program_submits_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    exec(program, {})
+    (job,) = JobQueue("service").list_jobs("ann")
+    assert capsys.readouterr().out == f"queued service/results/{job.id}/video.mp4\n"
+
+
+def test_every_state_limit_folder_and_code_is_named() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "src/kineograph/service").glob("*.py"))
+    names = {*JobState, *FOLDERS, *(each.name for each in fields(QueueLimits))}
+    names |= {"invalid_request", "out_of_memory", "disk_full", "file_error", "worker_lost", "internal_error"}
+    for name in names:
+        assert f'"{name}"' in code or f"{name}:" in code, name
+        assert re.search(rf"`(\w+`, `|results/)?{name}[`/]", GUIDE), name
+    assert str(QueueLimits().lease_seconds).removesuffix(".0") in GUIDE
+    assert len(MIGRATIONS) == 1
