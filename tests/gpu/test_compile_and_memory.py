@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from cases.public_layouts import sd
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from gpu.comparing import FEW, grey_levels
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import kineograph as kg
+from kineograph.models.description import describe_model
+from kineograph.models.memory import Run, measure, predict_peak
 from kineograph.models.unet.frame_attention import first
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -32,6 +36,7 @@ COMPILED_MODEL = """
 import sys
 import torch
 from cases.public_layouts import sd
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from gpu.comparing import estimate, relative_error
 import kineograph as kg
 
@@ -151,3 +156,48 @@ def test_model_leaves_the_device_with_its_last_reference(cuda: torch.device) -> 
     gc.collect()
     assert torch.cuda.memory_allocated(cuda) < before + 1_000_000
     del model
+
+
+# --- prediction
+
+
+def stable_diffusion(device: torch.device) -> StableDiffusionPipeline:
+    """Return Stable Diffusion 1.5's networks with random weights in float16, without the tokenizer's words."""
+    parts = sd()
+    with torch.device(device):
+        torch.set_default_dtype(torch.float16)
+        try:
+            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+            vae = AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+                down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            )  # fmt: skip
+            text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    return StableDiffusionPipeline(vae, text, parts.tokenizer, unet, parts.scheduler, None, None, False)
+
+
+@pytest.mark.parametrize("frames", [1, 8])
+def test_predicted_peak_is_within_15_percent_of_cuda_s_counter(cuda: torch.device, frames: int) -> None:
+    """Stable Diffusion 1.5 at 512 x 512, 16 frames."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(cuda)
+    model = kg.load(stable_diffusion(cuda))
+    networks = describe_model(model).networks
+    assert networks is not None
+    run = Run(videos=1, frames=frames, height=512, width=512)
+    predicted = predict_peak(networks, measure(networks, None, run), run).total
+    torch.cuda.reset_peak_memory_stats(cuda)
+    kg.generate(model, "a", num_frames=16, num_inference_steps=1, chunk_size=frames, height=512, width=512, seed=0)
+    assert torch.cuda.max_memory_allocated(cuda) - before == pytest.approx(predicted, rel=0.15)
+
+
+def test_memory_limits_what_a_run_takes_of_the_device(cuda: torch.device) -> None:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(cuda)
+    model = kg.load(stable_diffusion(cuda))
+    torch.cuda.reset_peak_memory_stats(cuda)
+    video = kg.generate(model, "a", num_frames=8, num_inference_steps=1, memory="2.6GB", height=512, width=512, seed=0)
+    assert torch.cuda.max_memory_allocated(cuda) - before < 1.15 * 2.6e9
+    assert video.settings["chunk_size"] < 8

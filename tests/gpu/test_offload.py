@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import accelerate
@@ -90,3 +91,34 @@ def test_half_precision_with_a_vae_that_overflows(cuda: torch.device) -> None:
     model = kg.load(pipeline)
     assert (model.vae.dtype, pipeline.vae.dtype) == (torch.float32, torch.float16)
     assert kg.generate(model, "a", **FEW).frames.shape == (3, 64, 64, 3)
+
+
+@pytest.mark.parametrize("way", ["model", "sequential", "group"])
+def test_model_loaded_with_offload_generates_what_the_cpu_does(cuda: torch.device, way: str) -> None:
+    options = {**FEW, "num_frames": 3}
+    wanted = kg.generate(kg.load(device="cpu", dtype="float32"), "a red fish", **options)
+    model = kg.load(device=cuda, dtype="float32", offload=way)
+    for _ in range(2):
+        assert grey_levels(kg.generate(model, "a red fish", **options), wanted) < 1
+        networks = (model.net.image_unet, model.vae, *(each.network for each in model.text_encoders))
+        assert not any(weight.is_cuda for network in networks for weight in network.parameters())
+
+
+@pytest.mark.parametrize("way", ["model", "sequential", "group"])
+def test_video_model_loaded_with_offload_keeps_its_temporal_layers_on_the_device(cuda: torch.device, way: str) -> None:
+    model = kg.load("pocket-video", device=cuda, dtype="float32", offload=way)
+    assert model.net.temporal is not None
+    assert all(weight.is_cuda for weight in model.net.temporal.parameters())
+    assert kg.generate(model, "a red fish", **FEW).frames.shape[0] == FEW["num_frames"]
+
+
+def test_offloading_takes_less_of_the_device(cuda: torch.device) -> None:
+    peaks = []
+    for way in (None, "model", "sequential"):
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(cuda)
+        before = torch.cuda.memory_allocated(cuda)
+        kg.generate(kg.load(device=cuda, dtype="float32", offload=way), "a red fish", **FEW)
+        peaks.append(torch.cuda.max_memory_allocated(cuda) - before)
+    assert peaks[0] > peaks[1] > peaks[2]

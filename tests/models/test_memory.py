@@ -86,7 +86,7 @@ def test_a_video_model_is_measured_with_its_temporal_layers() -> None:
     assert found.unet > 0
 
 
-MEASURED = Measured(Weights(unet=400, vae=100, text=100, convolutions=300), 10, 40, vae=500, vae_tiled=100)
+MEASURED = Measured(Weights(unet=400, vae=100, text=100), 10, 40, vae=500, vae_tiled=100)
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,10 @@ def predict_peak(networks: Networks, measured: Measured, run: Run) -> Peak:
     if networks.loaded:
         start = resident_memory()
         return Peak(start, start + HEAP * unet, start + HEAP * vae)
-    file_dtype = networks.file_dtype or networks.dtype
-    # Pages of files stay mapped: of the network that is converted while it is loaded, or of what is stored in the order
-    # of the files, where another order was copied.
-    converted = 0 if file_dtype == networks.dtype else sizes.unet * file_dtype.itemsize / networks.dtype.itemsize
-    held = PROCESS + weights + (0 if converted else sizes.convolutions)
-    return Peak(PROCESS + weights + converted, held + HEAP * unet, held + HEAP * vae)
+    # While the U-Net is read, the pages of its file are mapped beside the weights.
+    stored = sizes.unet * (networks.file_dtype or networks.dtype).itemsize / networks.dtype.itemsize
+    held = PROCESS + weights
+    return Peak(PROCESS + sizes.unet + stored, held + HEAP * unet, held + HEAP * vae)
 
 
 def fit_run(description: Description, run: Run, limit: float, *, by_frames_alone: bool = False) -> Run:
@@ -222,12 +220,11 @@ def _read_kilobytes(file: Path) -> dict[str, int]:
 
 
 class Weights(NamedTuple):
-    """Bytes of the networks; `convolutions` are those whose weights are stored in another order than in files."""
+    """Bytes of the networks."""
 
     unet: float
     vae: float
     text: float
-    convolutions: float
 
 
 class Measured(NamedTuple):
@@ -272,9 +269,8 @@ def measure(networks: Networks, temporal: TemporalConfig | None, run: Run) -> Me
 
 def _weights(net: VideoUNet, vae: nn.Module, dtype: torch.dtype) -> Weights:
     counts = [sum(each.numel() for each in network.parameters()) for network in (net, vae)]
-    spread = [each.numel() for network in (net, vae) for each in network.parameters() if each[0].ndim == 3]
     text = TEXT_ENCODERS.get(net.image_unet.config.cross_attention_dim, 0)
-    return Weights(*(dtype.itemsize * each for each in (*counts, text, sum(spread))))
+    return Weights(*(dtype.itemsize * each for each in (*counts, text)))
 
 
 def _place_fake(network: nn.Module, dtype: torch.dtype) -> None:

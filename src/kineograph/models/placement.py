@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from kineograph.errors import InputError, shown
 from kineograph.models.hooks import Network, copy_network, is_offloaded
@@ -38,6 +39,18 @@ def fastest_memory_format(device: torch.device, dtype: torch.dtype) -> torch.mem
     """Return channels_last on a CPU and, in half precision, on a GPU with tensor cores; else contiguous."""
     faster = device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32)
     return torch.channels_last if faster else torch.contiguous_format
+
+
+def lay_out_weights(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store a network's weights in a memory format, and none of them in the file that they were read from.
+
+    Weights that a file is mapped to, and that were not copied, would keep all of it mapped, with those that were.
+    """
+    addresses = {weight.data_ptr() for weight in network.parameters()}
+    network.to(memory_format=memory_format)
+    for weight in network.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() in addresses:
+            weight.data = weight.data.clone(memory_format=torch.preserve_format)
 
 
 def choose_placement(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:

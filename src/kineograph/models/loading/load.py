@@ -46,7 +46,7 @@ from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.loading.video_checkpoints import components_from_checkpoint
 from kineograph.models.model import Model
 from kineograph.models.network_folders import MAX_LAYERS
-from kineograph.models.placement import Placement, choose_placement, placed
+from kineograph.models.placement import Placement, choose_placement, lay_out_weights, placed
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import (
     ADAPTERS,
@@ -158,7 +158,7 @@ def _open_source(request: Request, placement: Placement) -> Components:
     networks: list[Any] = [components.unet, components.vae, components.temporal]
     for network in networks:
         if network is not None:
-            network.to(memory_format=placement.memory_format)
+            lay_out_weights(network, placement.memory_format)
     return components
 
 
