@@ -14,6 +14,7 @@ import shapecheck
 shapecheck.install()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["KINEOGRAPH_GRAPHS"] = "off"  # the engine does not depend on what ran before
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 from packaging.requirements import Requirement
@@ -23,6 +23,7 @@ from kineograph.plugins import INSTALL_LABORATORY, find_plugins
 
 # module -> its name, what needs it, and the extra that installs it
 OPTIONAL = {
+    "openvino": ("OpenVINO", "--engine openvino, faster on a CPU", "cpu"),
     "cv2": ("OpenCV", "--control canny, kineograph evaluate and kineograph curate", "control"),
     "rembg": ("rembg", "--foreground-masks rembg", "saliency"),
     "scenedetect": ("PySceneDetect", "kineograph curate", "data"),
@@ -41,11 +42,18 @@ class Finding(NamedTuple):
     needed: bool = True
 
 
-def doctor(json: Json = False) -> None:
+def doctor(
+    json: Json = False,
+    clear_graphs: Annotated[
+        bool, typer.Option("--clear-graphs", help="Remove the networks that were converted for OpenVINO first.")
+    ] = False,
+) -> None:
     """Check the installation: versions, device and dtype, missing parts and how to install them.
 
     The status is 1 if a required part is missing.
     """
+    if clear_graphs:
+        _clear_graphs()
     findings = [finding for check in CHECKS for finding in check()]
     well = not any(finding.to_do and finding.needed for finding in findings)
     if json:
@@ -138,6 +146,23 @@ def _pocket_model() -> Iterator[Finding]:
     )
 
 
+def _graphs() -> Iterator[Finding]:
+    """Name the networks that are stored for OpenVINO."""
+    from kineograph.models.openvino.cache import GraphCache
+
+    stored = GraphCache()
+    count, size = stored.size()
+    if count:
+        where = f"{count} converted networks, {size / 1e9:.2f} GB, in {stored.folder}"
+        yield Finding("graphs", f"{where}: remove them by kineograph doctor --clear-graphs")
+
+
+def _clear_graphs() -> None:
+    from kineograph.models.openvino.cache import GraphCache
+
+    GraphCache().clear()
+
+
 def _laboratory() -> Iterator[Finding]:
     installed = "reproduce" in find_plugins("commands")
     yield Finding(
@@ -174,6 +199,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _placement,
     _encoder,
     _pocket_model,
+    _graphs,
     _laboratory,
     _optional,
     _output,

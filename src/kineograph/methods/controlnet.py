@@ -136,8 +136,13 @@ def bind_controls(plan: Plan) -> Plan:
     def bind(net: VideoControlNet | VideoT2IAdapter, condition: Condition, embedding: ControlEmbedding) -> Residuals:
         if isinstance(net, VideoT2IAdapter):
             return bind_t2i_adapter(embedding, **scope)
-        attention = first if model.temporal is None else own
-        return bind_controlnet(net, model.net.image_condition(condition), embedding, frame_attention=attention, **scope)
+        attention, run_layers = first if model.temporal is None else own, None
+        if model.engine == "openvino":
+            from kineograph.models.openvino.engine import shared_engine
+
+            run_layers = shared_engine().run_controlnet(net)
+        condition = model.net.image_condition(condition)
+        return bind_controlnet(net, condition, embedding, frame_attention=attention, run_layers=run_layers, **scope)
 
     def add_control(condition: Condition) -> Condition:
         residuals = [bind(net, condition, each) for net, each in zip(nets, embeddings, strict=True)]

@@ -1,0 +1,1 @@
+"""OpenVINO as an engine for CPUs: networks converted to its graphs, which compute the same in less time."""

@@ -1,0 +1,165 @@
+"""Converted graphs on disk, shared by processes: whole files, of which the least recently used go beyond a size."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from kineograph.errors import InputError, expand_user
+from kineograph.media.files import json_sha256, replace_atomically
+from kineograph.models.loading.provenance import fingerprint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT_VERSION = 1  # of what a graph computes: raised when the forward pass or the conversion changes
+VARIABLE = "KINEOGRAPH_GRAPHS"  # environment variable: the folder, or "off"
+MAX_BYTES = 20 << 30
+GRAPH, NOTE = ".graph", ".note"
+
+
+class StoredGraph(NamedTuple):
+    """A graph as bytes, None for a function that no graph computes rightly; its precision; seconds to convert it."""
+
+    precision: str
+    exported: bytes | None
+    seconds: float
+
+
+class Conversions(NamedTuple):
+    """The conversions of a model for videos of one shape.
+
+    done    all are stored
+    missed  seconds that earlier runs would have saved with them
+    """
+
+    done: bool = False
+    missed: float = 0.0
+
+
+class GraphCache:
+    """A folder of graphs by their keys, without effect where it cannot be written.
+
+    folder: by default that of the environment variable `KINEOGRAPH_GRAPHS`, or ~/.cache/kineograph/openvino; with the
+        value off, nothing is stored.
+    """
+
+    def __init__(self, folder: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
+        self.folder = default_folder() if folder is None else folder
+        self.max_bytes = max_bytes
+
+    def read(self, key: str) -> StoredGraph | None:
+        """Return a graph; None if there is none, or only a damaged one."""
+        header, exported = self._read(key + GRAPH)
+        with suppress(KeyError, TypeError):
+            if len(exported) == header["bytes"]:
+                return StoredGraph(str(header["precision"]), exported or None, float(header["seconds"]))
+        return None
+
+    def write(self, key: str, graph: StoredGraph) -> None:
+        """Store a graph."""
+        exported = graph.exported or b""
+        header = {"precision": graph.precision, "seconds": graph.seconds, "bytes": len(exported)}
+        self._write(key + GRAPH, header, exported)
+        self._remove_oldest()
+
+    def conversions(self, key: str) -> Conversions:
+        """Return what is noted of a model's conversions."""
+        header, _ = self._read(key + NOTE)
+        with suppress(KeyError, TypeError, ValueError):
+            return Conversions(bool(header["done"]), float(header["missed"]))
+        return Conversions()
+
+    def note(self, key: str, conversions: Conversions) -> None:
+        """Store a note of a model's conversions."""
+        self._write(key + NOTE, conversions._asdict())
+
+    def size(self) -> tuple[int, int]:
+        """Return the number of graphs, and the bytes of all files."""
+        files = self._files()
+        return sum(path.suffix == GRAPH for path in files), sum(path.stat().st_size for path in files)
+
+    def clear(self) -> None:
+        """Remove all files."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _read(self, name: str) -> tuple[dict[str, Any], bytes]:
+        if self.folder is not None:
+            with suppress(OSError, ValueError):
+                path = self.folder / name
+                first, _, rest = path.read_bytes().partition(b"\n")
+                os.utime(path)
+                return dict(json.loads(first)), rest
+        return {}, b""
+
+    def _write(self, name: str, header: dict[str, Any], rest: bytes = b"") -> None:
+        if self.folder is not None:
+            with suppress(OSError, InputError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with replace_atomically(self.folder / name) as part:
+                    part.write_bytes(json.dumps(header).encode() + b"\n" + rest)
+
+    def _files(self) -> list[Path]:
+        if self.folder is None:
+            return []
+        return [path for path in self.folder.glob("*") if path.suffix in (GRAPH, NOTE)]
+
+    def _remove_oldest(self) -> None:
+        """Remove graphs beyond the size, and all notes then, which may be of graphs that are gone."""
+        with suppress(OSError):
+            files = sorted(self._files(), key=lambda path: path.stat().st_mtime, reverse=True)
+            total = 0
+            for path in files:
+                total += path.stat().st_size
+                if total > self.max_bytes:
+                    path.unlink(missing_ok=True)
+            if total > self.max_bytes:
+                for path in files:
+                    if path.suffix == NOTE:
+                        path.unlink(missing_ok=True)
+
+
+def default_folder() -> Path | None:
+    """Return the folder of the environment variable, None if that is "off", or the one in the user's cache."""
+    given = os.environ.get(VARIABLE, "")
+    if given:
+        return None if given == "off" else expand_user(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kineograph" / "openvino"
+
+
+def hash_values(network: nn.Module, described: object) -> str:
+    """Return the hash of everything that a graph depends on. described: all but the network, by its `repr`."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return json_sha256(
+        {
+            "format": FORMAT_VERSION,
+            "versions": [version("openvino"), torch.__version__],
+            "processor": str(capabilities),
+            "threads": torch.get_num_threads(),
+            "network": network_state(network),
+            "described": repr(described),
+        }
+    )
+
+
+def network_state(network: nn.Module) -> str:
+    """Return what changes when a network, its weights or its LoRAs change."""
+    return json_sha256({"layers": repr(network), "weights": fingerprint(network), "numbers": repr(_numbers(network))})
+
+
+def _numbers(network: nn.Module) -> list[Any]:
+    """Return numbers that layers hold beside their weights: scales of LoRAs, and FreeU's."""
+    names = ("scaling", "active_adapters", "s1", "s2", "b1", "b2")
+    return [
+        (path, name, value)
+        for path, module in network.named_modules()
+        for name in names
+        if (value := getattr(module, name, None)) is not None
+    ]

@@ -1,0 +1,95 @@
+"""Calls of networks through OpenVINO: graphs in memory and on disk; torch where no graph is right."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Sequence
+from functools import cache, partial
+from threading import Lock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from kineograph.models.openvino import graph, networks
+from kineograph.models.openvino.cache import Conversions, GraphCache, StoredGraph, hash_values, network_state
+from kineograph.models.openvino.graph import Body, Graph, Threads
+from kineograph.models.openvino.networks import Call
+from kineograph.models.unet.controlnet import RunControl, VideoControlNet
+from kineograph.models.unet.video_unet import RunLayers, VideoUNet
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """A graph; None for a function that torch computes, since no graph of it is right on this machine."""
+
+    graph: Graph | None
+
+
+class Engine:
+    """Graphs of networks, converted at their first use. Networks with changed weights are converted again."""
+
+    def __init__(self, cache: GraphCache | None = None) -> None:
+        self._cache = GraphCache() if cache is None else cache
+        self._entries: WeakKeyDictionary[nn.Module, dict[str, Entry]] = WeakKeyDictionary()
+        self._lock = Lock()
+        self._cores = torch.get_num_threads()
+
+    def run_unet(self, net: VideoUNet) -> RunLayers:
+        """Return the function that computes `VideoUNet.run_layers`, with the weights that the network has now."""
+        return partial(networks.call_unet, self._bind(net))
+
+    def run_controlnet(self, net: VideoControlNet) -> RunControl:
+        """Return the function that computes `VideoControlNet.run_layers`, with the weights that the network has now."""
+        return partial(networks.call_controlnet, self._bind(net))
+
+    def finish(self, key: str) -> None:
+        """Note that all graphs of a run are stored. key: of `choice.EngineChoice`."""
+        if key:
+            self._cache.note(key, Conversions(done=True))
+
+    def _bind(self, network: nn.Module) -> Call:
+        return partial(self._call, network_state(network))
+
+    @torch.no_grad()
+    def _call(
+        self, state: str, network: nn.Module, fixed: Hashable, body: Body, tensors: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Return a function of a network and tensors, by its graph.
+
+        fixed: what else the function depends on; its `repr` says all of it.
+        """
+        threads = Threads(self._cores, max(1, self._cores // torch.get_num_threads()))
+        described = repr((fixed, [tuple(each.shape) for each in tensors], threads))
+        with self._lock:  # two guidance branches ask for the same graph
+            entries = self._entries.setdefault(network, {})
+            if state + described not in entries:
+                entries[state + described] = self._open(network, described, body, tensors, threads)
+            entry = entries[state + described]
+        return body(network, tensors) if entry.graph is None else entry.graph(tensors)
+
+    def _open(
+        self, network: nn.Module, described: str, body: Body, tensors: Sequence[Tensor], threads: Threads
+    ) -> Entry:
+        key = hash_values(network, described)
+        stored = self._cache.read(key)
+        if stored is not None:
+            return Entry(None if stored.exported is None else graph.load(stored.exported, stored.precision, threads))
+        name, start = type(network).__name__, time.perf_counter()
+        converted, precision = graph.convert(network, body, tensors, threads)
+        seconds = time.perf_counter() - start
+        log.info("converted %s to an OpenVINO graph in %.1f s", name, seconds)
+        if converted is None:
+            log.warning("OpenVINO does not compute %s rightly on this machine: torch computes it", name)
+        exported = None if converted is None else converted.export()
+        self._cache.write(key, StoredGraph(precision, exported, seconds))
+        return Entry(converted)
+
+
+@cache
+def shared_engine() -> Engine:
+    """Return the engine of this process."""
+    return Engine()
