@@ -168,6 +168,16 @@ def test_presets_are_refused_for_models_of_a_few_steps(model: kg.Model) -> None:
         complete({"preset": "best"})
 
 
+def test_the_timesteps_of_sd_are_refused_for_sdxl(model: kg.Model) -> None:
+    description = describe_model(model)
+    assert description.networks is not None
+    networks = description.networks._replace(unet={**description.networks.unet, "addition_embed_type": "text_time"})
+    sdxl = replace(description, networks=networks)
+    check(sdxl, None, complete({"spacing": "ays-sdxl"}))
+    with pytest.raises(kg.InputError, match="`spacing` ays has the timesteps of SD 1.5, and pocket is an SDXL model"):
+        check(sdxl, None, complete({"spacing": "ays"}))
+
+
 def test_settings_of_earlier_videos_are_those_of_all_evaluations(model: kg.Model) -> None:
     recorded = recorded_options(plan_of(model))
     assert (recorded["guidance_start"], recorded["guidance_end"], recorded["deepcache_interval"]) == (0.0, 1.0, 1)

@@ -242,6 +242,10 @@ def _check_steps(combination: Combination) -> None:
 
     model, second, options = combination.model, combination.video_model, combination.options
     steps, spacing, offset = options["num_inference_steps"], options["spacing"], options["steps_offset"]
+    if spacing == "ays" and model.networks is not None and model.networks.unet.get("addition_embed_type") is not None:
+        raise InputError(
+            f"the `spacing` ays has the timesteps of SD 1.5, and {model.name} is an SDXL model: take ays-sdxl"
+        )
     if model.scheduler is not None:
         schedule = Schedule.from_config(model.scheduler)
         schedule.sampling_sigmas(steps, options["sampler"] or default_sampler(model, schedule), spacing, offset)
