@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -12,6 +15,7 @@ from kineograph.cli.options import Json
 from kineograph.errors import InputError
 
 if TYPE_CHECKING:
+    from kineograph_lab.bench.setting import Engine
     from kineograph_lab.studies.report import Report
     from kineograph_lab.studies.splits import Split
 
@@ -47,7 +51,7 @@ def reproduce(
         typer.Option(
             min=0,
             show_default="until all is measured",
-            help="With all: stop after so many hours; 0 says only what is there and what is left. The next cases are always "
+            help="With all: begin no case after so many hours; 0 says only what is there and what is left. The next cases are always "
             "those of the study that has the least share of the cases that its claims need, so first of studies without "
             "records of the present weights, settings and code; of equal shares, the cheaper ones. A claim needs as many "
             "cases as should decide it, by the error of its earlier records.",
@@ -136,29 +140,52 @@ def _print_report(report: Report, out: Path, json: bool) -> None:
 
 
 def bench(
-    network: Annotated[
-        str, typer.Argument(help="pocket, or sd15: random weights in the shape of Stable Diffusion 1.5.")
-    ] = "pocket",
-    mode: Annotated[
-        str,
+    rows: Annotated[
+        list[str] | None,
         typer.Option(
-            help="motion: Text2Video-Zero; control: with a ControlNet; video: AnimateDiff; training: of AnimateDiff's layers."
+            show_default="all for this machine",
+            help="A row, or the start of the names of several: text2video-zero, controlnet, animatediff, training, "
+            "end-to-end, network, memory, first-video, gpu. May be given several times, or with commas.",
         ),
-    ] = "motion",
-    frames: Annotated[int, typer.Option(help="Frames of each video.")] = 8,
-    steps: Annotated[int, typer.Option(help="Sampling steps of each video.")] = 50,
-    repeats: Annotated[int, typer.Option(help="Videos of each side, alternating.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the rows.", show_default=False)] = None,
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(show_default="openvino where it is installed", help="What computes our side: torch or openvino."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Pairs of timed runs.")] = 5,
+    prompts: Annotated[int, typer.Option(help="Prompts of the rows of equal quality.")] = 40,
+    seeds: Annotated[int, typer.Option(help="Videos of each prompt.")] = 1,
+    preset: Annotated[str, typer.Option(help="Preset of our side in the rows of equal quality.")] = "quality",
+    minutes: Annotated[
+        float | None, typer.Option(min=0, show_default="until all is measured", help="Begin no row after so long.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, which only show that a row works.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Pass over rows that the file has, of the same settings and machine.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for speed.json, written after each row, and speed.md; its other rows stay.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure speed and memory against diffusers' pipelines: same process, weights, steps and seeds."""
-    from kineograph_lab.bench import bench as side_by_side
-
+    """Measure speed and memory beside diffusers and other programs, with the same weights."""
+    if engine not in (None, "torch", "openvino"):
+        raise InputError(f"--engine is torch or openvino, not {engine!r}")
+    names = [name for each in rows or () for name in each.split(",")]
     terminal.hide_loading_bars()
-    rows = side_by_side.bench(
-        network, mode, frames=frames, steps=steps, repeats=repeats, out=out, log=terminal.print_message
-    )
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+    from kineograph_lab.bench import bench as table
+    from kineograph_lab.bench.report import format_report
+
+    measured = table.bench(
+        names, engine=cast("Engine | None", engine), repeats=repeats, prompts=prompts, seeds=seeds, preset=preset, minutes=minutes, quick=quick,
+        resume=resume, out=out, command=shlex.join(["kineograph", *sys.argv[1:]]), log=terminal.print_message,
+    )  # fmt: skip
     if json:
-        terminal.print_json({"rows": [{**row._asdict(), "setting": row.setting._asdict()} for row in rows]})
+        terminal.print_json({"rows": measured})
     else:
-        print(side_by_side.format_rows(rows))
+        print(format_report(measured, {}))

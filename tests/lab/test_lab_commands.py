@@ -45,6 +45,7 @@ def test_reproduce_refuses_unknown_splits_and_hours_of_a_single_paper(run: Run) 
     assert "the report of one paper: name it" in run("reproduce", "all", "--from-records").err
 
 
-def test_bench_refuses_unknown_networks(run: Run) -> None:
-    assert "expected pocket or sd15" in run("bench", "flux").err
-    assert run("bench", "--steps", "1").status == 2
+def test_bench_refuses_unknown_rows_and_engines(run: Run) -> None:
+    assert "there is no row 'flux'" in run("bench", "--rows", "memory,flux").err
+    assert "--engine is torch or openvino, not 'tvm'" in run("bench", "--engine", "tvm").err
+    assert run("bench", "--repeats", "0").status == 2

@@ -1,5 +1,7 @@
-"""Benchmarks of `kineograph bench`: this library against diffusers' pipelines, with equal weights, steps and seeds.
+"""Benchmarks of `kineograph bench`: this library beside diffusers and other programs, with equal weights.
 
-bench.py compares and reports; text2video_zero.py, controlnet.py, animatediff.py and training.py hold both sides of a
-mode; memory.py measures the peak memory of one side in a process of its own.
+bench.py has the table of rows and runs them, report.py writes their page, setting.py has what all rows share; timing.py
+and memory.py measure. Rows: frames.py, of the same frames (both sides in text2video_zero.py, controlnet.py,
+animatediff.py and training.py); quality.py, of equal quality with fewer steps; networks/, of single networks; start.py,
+of a whole run. presets.py chooses presets.
 """

@@ -5,12 +5,13 @@ The motion modules are random, with output layers that are not zero: they take a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 from kineograph.denoise import classifier_free_guidance
@@ -22,14 +23,23 @@ from kineograph.models.loading.load import load
 from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
-from kineograph_lab.bench.text2video_zero import PROMPT, SCALE, SEED, GenerateFrames
+from kineograph_lab.bench.text2video_zero import (
+    PROMPT,
+    SCALE,
+    SEED,
+    Engine,
+    GenerateFrames,
+    Sides,
+    use_memory_format,
+)
+from kineograph_lab.bench.timing import Variant, threads
 
 MAX_WINDOW = 32
 PROJ_OUT_STD = 0.02  # of the last layer of a motion module, which is initialised to zero
 
 
-def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
-    model = load(folder, motion_module=random_motion_adapter(folder), dtype=dtype)
+def _load_ours(folder: Path, dtype: str, engine: Engine) -> GenerateFrames:
+    model = replace(load(folder, motion_module=random_motion_adapter(folder), dtype=dtype), engine=engine)
     shape = model.latent_shape(*model.default_size)
 
     def generate(frames: int, steps: int) -> Frames:
@@ -44,8 +54,9 @@ def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
     return generate
 
 
-def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
+def _load_theirs(folder: Path, variant: Variant) -> GenerateFrames:
     """Load diffusers' side, as in its guide, on the same device."""
+    dtype = variant.dtype
     motion_adapter = random_motion_adapter(folder).to(parse_dtype(dtype))
     pipe = AnimateDiffPipeline.from_pretrained(
         folder, motion_adapter=motion_adapter, dtype=parse_dtype(dtype), feature_extractor=None, image_encoder=None,
@@ -54,21 +65,25 @@ def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
         **{name: value for name, value in ANIMATEDIFF_SCHEDULER.items() if value is not None}
     )
     pipe.set_progress_bar_config(disable=True)
+    use_memory_format(pipe, variant)
+    if variant.attention == "plain":
+        pipe.unet.set_attn_processor(AttnProcessor())
     side = pipe.unet.config.sample_size
     shape = (pipe.vae.config.latent_channels, side, side)
 
     def generate(frames: int, steps: int) -> Frames:
         size = side * pipe.vae_scale_factor
-        images = pipe(
-            PROMPT, num_frames=frames, height=size, width=size, num_inference_steps=steps, guidance_scale=SCALE,
-            latents=_initial_noise(frames, shape).transpose(1, 2).to(pipe.unet.dtype), output_type="np",
-        ).frames[0]  # fmt: skip
+        with threads(variant.threads):
+            images = pipe(
+                PROMPT, num_frames=frames, height=size, width=size, num_inference_steps=steps, guidance_scale=SCALE,
+                latents=_initial_noise(frames, shape).transpose(1, 2).to(pipe.unet.dtype), output_type="np",
+            ).frames[0]  # fmt: skip
         return (np.asarray(images) * 255).round().astype(np.uint8)
 
     return generate
 
 
-SIDES: Mapping[str, Callable[[Path, str], GenerateFrames]] = {"ours": _load_ours, "theirs": _load_theirs}
+SIDES = Sides(_load_ours, _load_theirs)
 
 
 def random_motion_adapter(folder: Path) -> MotionAdapter:

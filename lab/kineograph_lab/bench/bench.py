@@ -1,237 +1,192 @@
-"""`kineograph bench`: speed and memory of this library against diffusers, with the same weights."""
+"""`kineograph bench`: speed and memory of this library beside diffusers and others, row by row."""
 
 from __future__ import annotations
 
-import inspect
 import json
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, parse_json
 from kineograph.media.files import replace_atomically
-from kineograph.models.placement import choose_placement, parse_dtype
-from kineograph.models.pocket import WEIGHTS as POCKET
-from kineograph_lab.bench import memory
-from kineograph_lab.bench.memory import MODES
-from kineograph_lab.bench.text2video_zero import WARP_AFTER, GenerateFrames, save_random_pipeline
+from kineograph_lab.bench import frames, quality, start
+from kineograph_lab.bench.networks import network
+from kineograph_lab.bench.report import format_report
+from kineograph_lab.bench.setting import Engine, Setting, default_engine, describe_machine, load_average
 
-MIN_STEPS = WARP_AFTER + 2
-FULL_SIZE = {"channels": 320, "side": 64, "text_layers": 12}
-REDUCED = {"channels": 128, "side": 16, "text_layers": 2}  # minutes on two CPU cores
-LONG_VIDEO_FACTOR = 8  # times the frames, for the memory of long videos
-MATRIX_SIZE, MATRIX_REPEATS = 2048, 12
-Log = Callable[[str], None]
+EQUAL_DTYPE = "equal dtype"  # diffusers at the dtype of ours, its fastest attention, threads and memory format
+FILE, PAGE = "speed.json", "speed.md"
 
 
-class Setting(NamedTuple):
-    """Size of the videos, repeats, and both sides' dtypes."""
+@dataclass(frozen=True)
+class Row:
+    """A comparison.
 
-    frames: int
-    steps: int
-    repeats: int
-    dtype: str
-    their_dtype: str
-
-
-class Row(NamedTuple):
-    """One comparison. Seconds are medians over the repeats; `speedup` is the median of the repeats' ratios.
-
-    mode            "motion": Text2Video-Zero; "control": with a ControlNet; "video": with motion modules; "training":
-                    training steps of motion modules
-    slowest         least of the repeats' ratios; `fastest` the greatest
-    difference      mean difference of both sides' frames, in grey levels of 255
-    longer_peak_gb  our peak with LONG_VIDEO_FACTOR times the frames
-    teraflops       TFLOP/s of ours, in matrix products and convolutions
-    share_of_peak   of the rate that a large matrix product reaches in our dtype
+    what, against  both sides in words
+    measure        returns the figures
+    bar            what issue 28 asks for, on a CPU with avx512_bf16 or AMX
+    has_engine     False where our side is always torch's
+    on_gpu         True for a row that needs a GPU; the others are for a CPU, and run on a GPU too
     """
 
-    network: str
-    mode: str
+    what: str
     against: str
-    setting: Setting
-    seconds: float
-    their_seconds: float
-    speedup: float
-    slowest: float
-    fastest: float
-    difference: float
-    peak_gb: float
-    their_peak_gb: float
-    longer_peak_gb: float
-    teraflops: float
-    share_of_peak: float
+    measure: Callable[[Setting], dict[str, Any]]
+    bar: str = ""
+    has_engine: bool = True
+    on_gpu: bool = False
+
+
+def _frames(mode: str, dtype: str) -> Callable[[Setting], dict[str, Any]]:
+    return partial(frames.compare_frames, mode, dtype)
+
+
+def _network(shape: str, dtype: str) -> Row:
+    name = {"sd15": "SD-1.5-shaped network at 512x512", "sdxl": "SDXL-shaped network at 1024x1024"}[shape]
+    measure = partial(network.compare_with_diffusers, shape, 16, dtype)
+    return Row(f"{name}, 16 frames, {dtype}", EQUAL_DTYPE, measure, has_engine=False, on_gpu=True)
+
+
+SD15 = "SD-1.5-shaped network at 512x512"
+ROWS: Mapping[str, Row] = {
+    "text2video-zero-bfloat16": Row("Text2Video-Zero", EQUAL_DTYPE, _frames("text2video-zero", "bfloat16"), ">= 1.7"),
+    "text2video-zero-float32": Row("Text2Video-Zero", EQUAL_DTYPE, _frames("text2video-zero", "float32"), ">= 1.7"),
+    "controlnet-bfloat16": Row("ControlNet-guided", EQUAL_DTYPE, _frames("controlnet", "bfloat16"), ">= 1.7"),
+    "controlnet-float32": Row("ControlNet-guided", EQUAL_DTYPE, _frames("controlnet", "float32"), ">= 1.7"),
+    "animatediff-bfloat16": Row("AnimateDiff layers", EQUAL_DTYPE, _frames("animatediff", "bfloat16"), ">= 1.7"),
+    "animatediff-float32": Row("AnimateDiff layers", EQUAL_DTYPE, _frames("animatediff", "float32"), ">= 1.7"),
+    "training-bfloat16": Row(
+        "training step", EQUAL_DTYPE, _frames("training", "bfloat16"), ">= 1.5", has_engine=False
+    ),
+    "end-to-end-image": Row(
+        "image-model video, end to end at equal quality", "diffusers at 50 steps",
+        partial(quality.compare_quality, "image"), ">= 5",
+    ),
+    "end-to-end-video": Row(
+        "video model, end to end at equal quality", "50 steps by torch",
+        partial(quality.compare_quality, "video"), ">= 5",
+    ),
+    "network-peak": Row(SD15, "torch's bfloat16 matrix product", network.measure_share_of_peak, ">= 0.7"),
+    "network-diffusers": Row(SD15, EQUAL_DTYPE, partial(network.compare_with_diffusers, "sd15", 2, "bfloat16")),
+    "network-openvino": Row(SD15, "OpenVINO's conversion of diffusers", network.compare_with_openvino, ">= 1"),
+    "network-optimum": Row(SD15, "optimum-intel", network.compare_with_optimum, ">= 1"),
+    "network-cpp": Row(SD15, "stable-diffusion.cpp", network.compare_with_cpp, ">= 1"),
+    "memory": Row("peak memory of 1000 frames", "16 frames", start.compare_memory, "<= 1.1"),
+    "first-video": Row(
+        "from command to first video", "", start.time_first_video, "<= 5 s", has_engine=False
+    ),
+    **{f"gpu-{shape}-{dtype}": _network(shape, dtype) for shape in ("sd15", "sdxl") for dtype in ("float16", "bfloat16")},
+}  # fmt: skip
+
+
+def choose_rows(names: Sequence[str]) -> list[str]:
+    """Return the rows that start with these names, all of this machine's kind without names, in the table's order.
+
+    Raises InputError for a name that no row starts with.
+    """
+    for name in names:
+        if not any(each.startswith(name) for each in ROWS):
+            raise InputError(f"there is no row {name!r}: expected {', '.join(ROWS)}, or the start of one or several")
+    if not names:
+        return [name for name, row in ROWS.items() if row.on_gpu == torch.cuda.is_available()]
+    return [each for each in ROWS if any(each.startswith(name) for name in names)]
 
 
 def bench(
-    network: str = "pocket",
-    mode: str = "motion",
+    names: Sequence[str] = (),
     *,
-    frames: int = 8,
-    steps: int = 50,
-    repeats: int = 3,
-    size: Mapping[str, int] | None = None,
+    engine: Engine | None = None,
+    repeats: int = 5,
+    prompts: int = 40,
+    seeds: int = 1,
+    preset: str = "quality",
+    minutes: float | None = None,
+    quick: bool = False,
+    resume: bool = False,
     out: str | Path | None = None,
-    log: Log = print,
-) -> list[Row]:
-    """Compare both sides at equal dtype and, unless ours is float32 by default, with diffusers' default call as well.
+    command: str = "kineograph bench",
+    log: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Measure rows, and write each when it is finished; return those that were measured.
 
     Args:
-        network: "pocket", or "sd15": the architecture of Stable Diffusion 1.5 with random weights, full size on a GPU,
-            reduced on a CPU, or of the given `size`.
-        mode: "motion", against TextToVideoZeroPipeline; "control", against the ControlNet pipeline with cross-frame
-            attention; "video", with motion modules, against AnimateDiffPipeline; or "training", of those, against a
-            plain loop, where a step is a training step.
-        size: parameters of `save_random_pipeline`.
-        out: JSON file for the rows.
-        log: called with a line for every timed video.
+        names: rows, see `choose_rows`.
+        engine: of our side; by default OpenVINO where it is installed and there is no GPU.
+        repeats: pairs of timed runs.
+        prompts, seeds, preset: of the rows of equal quality.
+        minutes: no row, and no prompt, is begun after so many minutes.
+        quick: tiny sizes, which only show that a row works.
+        resume: True to pass over rows that the file has, of the same settings and machine.
+        out: folder of `FILE` and `PAGE`, whose other rows stay.
+        command: stated in the file.
+        log: called with a line on each stage.
 
-    Raises InputError for an unknown network or mode, or too few steps.
+    Raises InputError for an unknown row, and for numbers that are too small.
     """
-    if mode not in MODES:
-        raise InputError(f"there is no mode {mode!r} to compare: expected {' or '.join(MODES)}")
-    if network not in ("pocket", "sd15"):
-        raise InputError(f"there is no network {network!r} to compare on: expected pocket or sd15")
-    if steps < MIN_STEPS or frames < 2 or repeats < 1:
-        raise InputError(
-            f"expected at least {MIN_STEPS} steps, 2 frames and 1 repeat, got {steps}, {frames} and {repeats}"
-        )
-    dtype = str(choose_placement().dtype).removeprefix("torch.")
-    pairs = {"equal dtype": dtype} | ({"their default": "float32"} if dtype != "float32" else {})
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = POCKET if network == "pocket" else Path(temporary)
-        if network == "sd15":
-            save_random_pipeline(folder, **(size or (FULL_SIZE if torch.cuda.is_available() else REDUCED)))
-        flops = _count_flops(MODES[mode]["ours"](folder, dtype), frames, steps)
-        rows = [
-            _compare(network, mode, folder, against, Setting(frames, steps, repeats, dtype, theirs), flops, log)
-            for against, theirs in pairs.items()
-        ]
-    if out:
-        with replace_atomically(Path(out)) as part:
-            part.write_text(rows_to_json(rows))
-    return rows
+    chosen = choose_rows(names)
+    if min(repeats, prompts, seeds) < 1:
+        raise InputError(f"expected 1 or more repeats, prompts and seeds, got {repeats}, {prompts} and {seeds}")
+    deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+    setting = Setting(engine or default_engine(), repeats, prompts, seeds, preset, quick, deadline, log)
+    file = None if out is None else Path(out) / FILE
+    known = [] if file is None or not file.exists() else write_rows(read_rows(file), file)  # with today's page
+    machine, measured = describe_machine(), []
+    for name in chosen:
+        row = ROWS[name]
+        setting = replace(setting, engine=(engine or default_engine()) if row.has_engine else "torch")
+        identity = {"name": name, "engine": setting.engine, "settings": setting.as_json(), "machine": machine}
+        if resume and any(all(each[key] == value for key, value in identity.items()) for each in known):
+            log(f"{name}: there already")
+            continue
+        if setting.is_over:
+            log(f"{name}: no time left")
+            continue
+        log(f"{name}, {setting.engine}")
+        began, load = time.monotonic(), load_average()
+        figures = row.measure(setting)
+        measured.append(
+            {
+                **identity, "what": row.what, "against": row.against, "bar": row.bar, **figures,
+                "date": datetime.now(UTC).isoformat(timespec="minutes"), "load": load,
+                "minutes": (time.monotonic() - began) / 60, "run": command,
+            }
+        )  # fmt: skip
+        if file is not None:
+            known = [each for each in known if (each["name"], each["engine"]) != (name, setting.engine)]
+            known = write_rows([*known, measured[-1]], file)
+    return measured
 
 
-def _compare(network: str, mode: str, folder: Path, against: str, setting: Setting, flops: float, log: Log) -> Row:
-    dtypes = {"ours": setting.dtype, "theirs": setting.their_dtype}
-    sides = {side: make(folder, dtypes[side]) for side, make in MODES[mode].items()}
-    frames = {side: generate(setting.frames, MIN_STEPS) for side, generate in sides.items()}  # warms up as well
-    times = _time_alternating(
-        sides, setting, lambda side, took: log(f"{network}, {mode}, {against}: {side} {took:.2f} s")
-    )
-    ratios = [their / our for our, their in zip(times["ours"], times["theirs"], strict=True)]
-    seconds = statistics.median(times["ours"])
-    rate = flops / seconds
-    peaks = {side: _peak_gb(mode, side, folder, dtypes[side], setting.frames) for side in MODES[mode]}
-    return Row(
-        network=network,
-        mode=mode,
-        against=against,
-        setting=setting,
-        seconds=seconds,
-        their_seconds=statistics.median(times["theirs"]),
-        speedup=statistics.median(ratios),
-        slowest=min(ratios),
-        fastest=max(ratios),
-        difference=float(np.abs(np.subtract(frames["ours"], frames["theirs"], dtype=float)).mean()),
-        peak_gb=peaks["ours"],
-        their_peak_gb=peaks["theirs"],
-        longer_peak_gb=_peak_gb(mode, "ours", folder, setting.dtype, _long_video_factor(mode) * setting.frames),
-        teraflops=rate / 1e12,
-        share_of_peak=rate / matrix_peak(setting.dtype),
-    )
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file. Raises InputError if it holds something else."""
+    found = parse_json(file.read_text(), str(file))
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+        raise InputError(f"{file} is not a file of this benchmark: expected an object with `rows`")
+    return found["rows"]
 
 
-def _time_alternating(
-    sides: Mapping[str, GenerateFrames], setting: Setting, on_time: Callable[[str, float], None]
-) -> dict[str, list[float]]:
-    """Return the seconds of each side's videos; the side that starts alternates."""
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for turn in range(setting.repeats):
-        for side in sorted(sides, reverse=turn % 2 == 1):
-            times[side].append(_time(partial(sides[side], setting.frames, setting.steps)))
-            on_time(side, times[side][-1])
-    return times
+def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """Write rows, in the table's order, to a file, and the page beside it; return them."""
+    order = list(ROWS)
+    ordered = sorted(rows, key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(file) as part:
+        part.write_text(json.dumps({"rows": ordered}, indent=1) + "\n")
+    write_page(file)
+    return ordered
 
 
-def _long_video_factor(mode: str) -> int:
-    """Return the length of a long video in multiples of the frames: 1 for training, which stores all activations."""
-    return 1 if mode == "training" else LONG_VIDEO_FACTOR
-
-
-def rows_to_json(rows: Sequence[Row]) -> str:
-    """Return the rows as JSON."""
-    return json.dumps([{**row._asdict(), "setting": row.setting._asdict()} for row in rows], indent=2) + "\n"
-
-
-def format_rows(rows: Sequence[Row]) -> str:
-    """Return the rows as text."""
-    return "\n".join(
-        f"{row.network}, {row.mode}, {row.setting.frames} frames, {row.setting.steps} steps, {row.setting.dtype}, "
-        f"against {row.against} ({row.setting.their_dtype})\n"
-        f"  time     {row.seconds:.2f} s, theirs {row.their_seconds:.2f} s: {row.speedup:.2f} times as fast "
-        f"({row.slowest:.2f} to {row.fastest:.2f} over {row.setting.repeats} repeats)\n"
-        f"  memory   {row.peak_gb:.2f} GB, theirs {row.their_peak_gb:.2f} GB; "
-        f"{_long_video_factor(row.mode) * row.setting.frames} frames take "
-        f"{row.longer_peak_gb / row.peak_gb:.2f} times ours\n"
-        f"  machine  {row.teraflops:.3f} TFLOP/s, {row.share_of_peak:.0%} of what a matrix product reaches\n"
-        f"  frames   differ by {row.difference:.2f} of 255 on average"
-        for row in rows
-    )
-
-
-def matrix_peak(dtype: str) -> float:
-    """Return the FLOP/s of the fastest of several large matrix products."""
-    device = choose_placement().device
-    a, b = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(parse_dtype(dtype)) for _ in range(2))
-    times = [_time(lambda: a @ b) for _ in range(MATRIX_REPEATS)]
-    return 2 * MATRIX_SIZE**3 / min(times)
-
-
-def _time(run: Callable[[], object]) -> float:
-    _synchronize()
-    start = time.perf_counter()
-    run()
-    _synchronize()
-    return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _count_flops(generate: GenerateFrames, frames: int, steps: int) -> float:
-    """Return the FLOPs of a video, extrapolated from two short ones: each further step costs the same."""
-    short, longer = (_run_flop_counter(generate, frames, count) for count in (MIN_STEPS, MIN_STEPS + 1))
-    return short + (steps - MIN_STEPS) * (longer - short)
-
-
-def _run_flop_counter(generate: GenerateFrames, frames: int, steps: int) -> int:
-    # torch does not count its CPU attention; the counter wraps the formula itself, so it gets it unwrapped
-    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: inspect.unwrap(sdpa_flop)}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the counter does not see other threads
-    try:
-        with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
-            generate(frames, steps)
-    finally:
-        torch.set_num_threads(threads)
-    return counter.get_total_flops()
-
-
-def _peak_gb(mode: str, side: str, folder: Path, dtype: str, frames: int) -> float:
-    """Measure the peak memory of generating a video, in a process of its own."""
-    command = [sys.executable, "-m", memory.__name__, mode, side, str(folder), dtype, str(frames), str(MIN_STEPS)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)["peak_gb"]
+def write_page(file: Path) -> Path:
+    """Write the page beside a file of rows, from that file alone, and return its path."""
+    rows, page = read_rows(file), file.with_name(PAGE)
+    measured = {row["name"] for row in rows}
+    missing = {name: (row.what, row.against) for name, row in ROWS.items() if name not in measured}
+    with replace_atomically(page) as part:
+        part.write_text(format_report(rows, missing))
+    return page

@@ -6,7 +6,6 @@ control image for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import (
+    CrossFrameAttnProcessor,
     CrossFrameAttnProcessor2_0,
 )
 from PIL import Image
@@ -24,18 +24,27 @@ from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.pocket import WEIGHTS as POCKET
-from kineograph.models.unet.controlnet import VideoControlNet, bind_controlnet
+from kineograph.models.unet.controlnet import RunControl, VideoControlNet, bind_controlnet
 from kineograph.models.unet.frame_attention import first
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
-from kineograph_lab.bench.text2video_zero import PROMPT, SCALE, SEED, GenerateFrames
+from kineograph_lab.bench.text2video_zero import (
+    PROMPT,
+    SCALE,
+    SEED,
+    Engine,
+    GenerateFrames,
+    Sides,
+    use_memory_format,
+)
+from kineograph_lab.bench.timing import Variant, threads
 
 KIND = "canny"
 
 
-def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
+def _load_ours(folder: Path, dtype: str, engine: Engine) -> GenerateFrames:
     image_model = load(folder, dtype=dtype)
-    model = load(folder, controlnet=select_controlnet(folder, image_model), dtype=dtype)
+    model = replace(load(folder, controlnet=select_controlnet(folder, image_model), dtype=dtype), engine=engine)
     height, width = model.default_size
 
     def generate(frames: int, steps: int) -> Frames:
@@ -44,14 +53,15 @@ def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
         assert isinstance(control, VideoControlNet)
         maps = np.stack([np.asarray(each) for each in control_images(frames, height, width)])
         embedding = control.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
-        conditions = [model.prompt([text]) for text in (PROMPT, "")]
-        denoise_cond, denoise_uncond = (
-            model.bind(
-                replace(each, residuals=bind_controlnet(control, each, embedding, frame_attention=first)),
-                frame_attention=first,
+        run_layers = _engine_of_control(control, engine)
+        conditions = [
+            replace(
+                each,
+                residuals=bind_controlnet(control, each, embedding, frame_attention=first, run_layers=run_layers),
             )
-            for each in conditions
-        )
+            for each in (model.prompt([text]) for text in (PROMPT, ""))
+        ]
+        denoise_cond, denoise_uncond = (model.bind(each, frame_attention=first) for each in conditions)
         noise = _initial_noise(model.latent_shape(height, width), model.dtype).float().to(model.device)
         x = (noise * (1 + sigmas[0] ** 2) ** 0.5).expand(frames, -1, -1, -1)[None]
         x0 = final_latents(ddim(classifier_free_guidance(denoise_cond, denoise_uncond, SCALE), x, sigmas))
@@ -60,34 +70,46 @@ def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
     return generate
 
 
-def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
+def _load_theirs(folder: Path, variant: Variant) -> GenerateFrames:
     """Load diffusers' side, as in its guide for Text2Video-Zero with ControlNet, on the same device."""
+    dtype = variant.dtype
     controlnet = select_controlnet(folder, load(folder, dtype=dtype))
-    # as `from_pretrained` loads it
-    controlnet = controlnet.to(dtype=parse_dtype(dtype), memory_format=torch.contiguous_format)
+    memory_format = torch.channels_last if variant.channels_last else torch.contiguous_format  # `from_pretrained`'s
+    controlnet = controlnet.to(dtype=parse_dtype(dtype), memory_format=memory_format)
     pipe = StableDiffusionControlNetPipeline.from_pretrained(
         folder, controlnet=controlnet, dtype=parse_dtype(dtype), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     ).to(choose_placement().device)  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet.set_attn_processor(CrossFrameAttnProcessor2_0(batch_size=2))
-    pipe.controlnet.set_attn_processor(CrossFrameAttnProcessor2_0(batch_size=2))
+    use_memory_format(pipe, variant)
+    processor = CrossFrameAttnProcessor if variant.attention == "plain" else CrossFrameAttnProcessor2_0
+    pipe.unet.set_attn_processor(processor(batch_size=2))
+    pipe.controlnet.set_attn_processor(processor(batch_size=2))
     side = pipe.unet.config.sample_size
     shape = (pipe.unet.config.in_channels, side, side)
     size = side * pipe.vae_scale_factor
 
     def generate(frames: int, steps: int) -> Frames:
-        images = pipe(
-            [PROMPT] * frames, image=control_images(frames, size, size), num_inference_steps=steps,
-            guidance_scale=SCALE, latents=_initial_noise(shape, pipe.unet.dtype).repeat(frames, 1, 1, 1),
-            output_type="np",
-        ).images  # fmt: skip
+        with threads(variant.threads):
+            images = pipe(
+                [PROMPT] * frames, image=control_images(frames, size, size), num_inference_steps=steps,
+                guidance_scale=SCALE, latents=_initial_noise(shape, pipe.unet.dtype).repeat(frames, 1, 1, 1),
+                output_type="np",
+            ).images  # fmt: skip
         return (np.asarray(images) * 255).round().astype(np.uint8)
 
     return generate
 
 
-SIDES: Mapping[str, Callable[[Path, str], GenerateFrames]] = {"ours": _load_ours, "theirs": _load_theirs}
+SIDES = Sides(_load_ours, _load_theirs)
+
+
+def _engine_of_control(control: VideoControlNet, engine: Engine) -> RunControl | None:
+    if engine == "torch":
+        return None
+    from kineograph.models.openvino.engine import shared_engine
+
+    return shared_engine().run_controlnet(control)
 
 
 def select_controlnet(folder: Path, model: Model) -> ControlNetModel:

@@ -6,13 +6,18 @@ The motion is by whole latent cells, where both agree, and our sigmas are set to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import TextToVideoZeroPipeline
+from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import (
+    CrossFrameAttnProcessor,
+    TextToVideoZeroPipeline,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kineograph.denoise import classifier_free_guidance
@@ -25,15 +30,34 @@ from kineograph.models.unet.frame_attention import first
 from kineograph.motion import REFERENCE_SIZE, Motion, frame_warp
 from kineograph.samplers import final_latents
 from kineograph.sigmas import leading
+from kineograph_lab.bench.timing import Variant, threads
 from kineograph_lab.recipe.networks import build_tokenizer
 
 PROMPT, SCALE, SEED = "a red fish over the sea", 7.5, 0
 RENOISE_AFTER, WARP_AFTER = 2, 5  # steps of frame 0 alone: to T and T' of the paper if there are 50
+FULL_SIZE = {"channels": 320, "side": 64, "text_layers": 12}  # of `save_random_pipeline`: Stable Diffusion 1.5's
+TINY = {"channels": 32, "side": 8, "text_layers": 1}  # with --quick
 GenerateFrames = Callable[[int, int], Frames]  # (number of frames, steps) -> frames
+Engine = Literal["torch", "openvino"]
+Pipeline = TypeVar("Pipeline", bound=Any)
 
 
-def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
-    model = load(folder, dtype=dtype)
+class Sides(NamedTuple):
+    """Functions that load each side: this library, in a dtype and by an engine, and diffusers, in a variant."""
+
+    load_ours: Callable[[Path, str, Engine], GenerateFrames]
+    load_theirs: Callable[[Path, Variant], GenerateFrames]
+
+
+def use_memory_format(pipe: Pipeline, variant: Variant) -> Pipeline:
+    """Return a pipeline whose U-Net has the variant's memory format."""
+    if variant.channels_last:
+        pipe.unet.to(memory_format=torch.channels_last)
+    return pipe
+
+
+def _load_ours(folder: Path, dtype: str, engine: Engine) -> GenerateFrames:
+    model = replace(load(folder, dtype=dtype), engine=engine)
     shape = model.latent_shape(*model.default_size)
 
     def generate(frames: int, steps: int) -> Frames:
@@ -56,29 +80,38 @@ def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
     return generate
 
 
-def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
-    """Load diffusers' side, as `from_pretrained` sets it up, on the same device."""
-    pipe = TextToVideoZeroPipeline.from_pretrained(
-        folder, dtype=parse_dtype(dtype), safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    ).to(choose_placement().device)
-    pipe.set_progress_bar_config(disable=True)
+def _load_theirs(folder: Path, variant: Variant) -> GenerateFrames:
+    pipe = load_pipeline(folder, variant)
     side = pipe.unet.config.sample_size
     shape = (pipe.unet.config.in_channels, side, side)
 
     def generate(frames: int, steps: int) -> Frames:
         x, y = _motion_of_a_cell(shape).pan
-        images = pipe(
-            PROMPT, video_length=frames, num_inference_steps=steps, guidance_scale=SCALE,
-            latents=_initial_noise(frames, shape, pipe.unet.dtype)[:, 0], generator=torch.Generator().manual_seed(SEED),
-            motion_field_strength_x=x, motion_field_strength_y=y,
-            t0=steps - 1 - WARP_AFTER, t1=steps - 1 - RENOISE_AFTER,
-        ).images  # fmt: skip
+        with threads(variant.threads):
+            images = pipe(
+                PROMPT, video_length=frames, num_inference_steps=steps, guidance_scale=SCALE,
+                latents=_initial_noise(frames, shape, pipe.unet.dtype)[:, 0],
+                generator=torch.Generator().manual_seed(SEED), motion_field_strength_x=x, motion_field_strength_y=y,
+                t0=steps - 1 - WARP_AFTER, t1=steps - 1 - RENOISE_AFTER,
+            ).images  # fmt: skip
         return (np.asarray(images) * 255).round().astype(np.uint8)
 
     return generate
 
 
-SIDES: Mapping[str, Callable[[Path, str], GenerateFrames]] = {"ours": _load_ours, "theirs": _load_theirs}
+SIDES = Sides(_load_ours, _load_theirs)
+
+
+def load_pipeline(folder: Path, variant: Variant) -> TextToVideoZeroPipeline:
+    """Return diffusers' pipeline as `from_pretrained` sets it up, on the device that this library would choose."""
+    pipe = TextToVideoZeroPipeline.from_pretrained(
+        folder, dtype=parse_dtype(variant.dtype), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(choose_placement().device)  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    if variant.attention == "plain":
+        pipe.unet.set_attn_processor(CrossFrameAttnProcessor(batch_size=2))
+    return use_memory_format(pipe, variant)
 
 
 def _initial_noise(frames: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Latents:
@@ -95,7 +128,7 @@ def _motion_of_a_cell(shape: tuple[int, int, int]) -> Motion:
 def save_random_pipeline(folder: Path, *, channels: int, side: int, text_layers: int) -> None:
     """Save a pipeline with the architecture of Stable Diffusion 1.5 and random weights to a folder.
 
-    channels, side, text_layers: 320, 64 and 12 in the original. The other widths of the U-Net and the VAE follow from
+    channels, side, text_layers: `FULL_SIZE` in the original. The other widths of the U-Net and the VAE follow from
     `channels`, a multiple of 32.
     """
     torch.manual_seed(SEED)

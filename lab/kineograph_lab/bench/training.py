@@ -6,7 +6,7 @@ noisy video.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNetMotionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -30,7 +31,8 @@ from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training import TrainingSettings, fit
 from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.bench.animatediff import random_motion_adapter
-from kineograph_lab.bench.text2video_zero import PROMPT, SEED, GenerateFrames
+from kineograph_lab.bench.text2video_zero import PROMPT, SEED, Engine, GenerateFrames, Sides
+from kineograph_lab.bench.timing import Variant, threads
 
 VIDEOS, LEARNING_RATE, SHOWN_TIMESTEP = 2, 1e-4, 500  # videos a step, learning rate, timestep of the prediction
 
@@ -53,8 +55,9 @@ def training_batch(model: Model, frames: int, samples: range) -> TrainingBatch:
     return TrainingBatch(clean, noise, timesteps, model.prompt([PROMPT] * len(samples)).tokens.cpu())
 
 
-def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
-    """Load this library's side: `kineograph.training`, as `kineograph train` runs it."""
+def _load_ours(folder: Path, dtype: str, engine: Engine) -> GenerateFrames:
+    """Load this library's side: `kineograph.training`, as `kineograph train` runs it; always by torch."""
+    assert engine == "torch"
     model = load(folder, motion_module=random_motion_adapter(folder), dtype="float32")
     net = use_fast_group_norm(model.net) if model.device.type == "cpu" else model.net
     for name, weight in net.named_parameters():
@@ -84,8 +87,9 @@ def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
     return generate
 
 
-def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
+def _load_theirs(folder: Path, variant: Variant) -> GenerateFrames:
     """Load diffusers' side: a plain loop, as in its training scripts."""
+    dtype = variant.dtype
     model = load(folder, motion_module=random_motion_adapter(folder), dtype="float32")
     device = choose_placement().device
     net = UNetMotionModel.from_unet2d(
@@ -93,6 +97,10 @@ def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
     )
     net.freeze_unet2d_params()
     net = net.float().to(device).train()
+    if variant.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    if variant.attention == "plain":
+        net.set_attn_processor(AttnProcessor())
     start = {name: weight.clone() for name, weight in net.state_dict().items()}
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").to(device)
     autocast = (
@@ -103,16 +111,17 @@ def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
         net.load_state_dict(start)
         trained = [weight for weight in net.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained, LEARNING_RATE, weight_decay=0.01)
-        for step in range(steps):
-            batch = training_batch(model, frames, range(step * VIDEOS, (step + 1) * VIDEOS))
-            x0, noise, t, tokens = (each.to(device) for each in batch)
-            z, _ = model.schedule.add_noise(x0, noise, t)
-            with autocast():
-                predicted = net(z.transpose(1, 2), t, tokens.repeat_interleave(frames, dim=0)).sample.transpose(1, 2)
-            mse_loss(predicted.float(), noise).backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+        with threads(variant.threads):
+            for step in range(steps):
+                batch = training_batch(model, frames, range(step * VIDEOS, (step + 1) * VIDEOS))
+                x0, noise, t, tokens = (each.to(device) for each in batch)
+                z, _ = model.schedule.add_noise(x0, noise, t)
+                with autocast():
+                    output = net(z.transpose(1, 2), t, tokens.repeat_interleave(frames, dim=0)).sample.transpose(1, 2)
+                mse_loss(output.float(), noise).backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
         sample = training_batch(model, frames, range(1))
         tokens = sample.tokens.to(device).repeat_interleave(frames, dim=0)
         return _predict_frames(
@@ -122,7 +131,7 @@ def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
     return generate
 
 
-SIDES: Mapping[str, Callable[[Path, str], GenerateFrames]] = {"ours": _load_ours, "theirs": _load_theirs}
+SIDES = Sides(_load_ours, _load_theirs)
 
 
 def _settings(dtype: str, steps: int) -> dict[str, object]:

@@ -1,65 +1,94 @@
-"""`kineograph bench` on a tiny network: the comparison, alternating order and peak memory."""
+"""`kineograph bench`: its table of rows, the file and the page, and rows on tiny networks."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from kineograph.errors import InputError
-from kineograph.models.placement import choose_placement
-from kineograph_lab.bench import bench, memory
-from kineograph_lab.bench.text2video_zero import save_random_pipeline
+from kineograph_lab.bench import bench, frames, quality
+from kineograph_lab.bench.setting import Setting, describe_machine
 
-TINY = {"channels": 32, "side": 8, "text_layers": 1}
+KEYS = {"what", "against", "speedup", "low", "high", "difference"}  # of each row, for whoever reads the file
 
 
-def test_unknown_networks_and_modes_are_refused() -> None:
-    with pytest.raises(InputError, match="expected pocket or sd15"):
-        bench.bench("sdxl")
-    with pytest.raises(InputError, match="expected motion or control"):
-        bench.bench("pocket", "magic")
-    with pytest.raises(InputError, match="at least 7 steps"):
-        bench.bench("sd15", steps=3)
+def measured(setting: Setting) -> dict[str, Any]:
+    figures = dict.fromkeys(("speedup", "low", "high", "seconds", "their_seconds"), 2.0)
+    trial = {"dtype": "float32", "threads": 2, "attention": "sdpa", "channels_last": True, "seconds": 1.0}
+    return {
+        **figures, "difference": 0.1, "their_difference": 0.2, "equal_output": True, "repeats": setting.repeats,
+        "dtype": "float32", "tried": [trial], "memory_gb": 1.0, "their_memory_gb": 2.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: bench.Row(name, "equal dtype", measured, ">= 1.7") for name in ("one", "other")}
+    monkeypatch.setattr(bench, "ROWS", rows)
+
+
+def test_rows_are_chosen_by_the_start_of_their_names() -> None:
+    assert bench.choose_rows(["first", "text2video"]) == [
+        "text2video-zero-bfloat16", "text2video-zero-float32", "first-video",
+    ]  # fmt: skip
+    assert "gpu-sd15-float16" not in bench.choose_rows([])
+    with pytest.raises(InputError, match="there is no row 'flux': expected text2video-zero-bfloat16, "):
+        bench.choose_rows(["flux"])
+    with pytest.raises(InputError, match="expected 1 or more repeats, prompts and seeds, got 0, 40 and 1"):
+        bench.bench(repeats=0)
+
+
+def test_each_row_is_written_when_it_is_finished(two_rows: None, tmp_path: Path) -> None:
+    first = bench.bench(["one"], out=tmp_path, repeats=3, command="kineograph bench --rows one")
+    assert first[0].keys() >= KEYS | {"seconds", "memory_gb", "dtype", "machine", "engine", "date"}
+    assert first[0]["machine"] == describe_machine()
+    page = (tmp_path / "speed.md").read_text()
+    assert "| `one` | one | equal dtype | " in page and "2.00 (2.00 to 2.00, 3 pairs) | >= 1.7 |" in page
+    assert "| `other` | other | equal dtype | - | not measured |" in page
+    assert "float32, sdpa, 2 threads, channels last 1.00 s" in page and "`kineograph bench --rows one`" in page
+    bench.bench(["other"], out=tmp_path)
+    assert [row["name"] for row in json.loads((tmp_path / "speed.json").read_text())["rows"]] == ["one", "other"]
+    assert "not measured" not in (tmp_path / "speed.md").read_text()
+
+
+def test_a_run_that_was_stopped_goes_on(two_rows: None, tmp_path: Path) -> None:
+    assert not bench.bench(out=tmp_path, minutes=0)
+    assert len(bench.bench(["one"], out=tmp_path, engine="torch")) == 1
+    assert [row["name"] for row in bench.bench(out=tmp_path, engine="torch", resume=True)] == ["other"]
+    assert len(bench.bench(out=tmp_path, engine="torch", repeats=2, resume=True)) == 2
+    (tmp_path / "speed.json").write_text("[]")
+    with pytest.raises(InputError, match="expected an object with `rows`"):
+        bench.bench(out=tmp_path)
+
+
+def test_quality_is_compared_over_prompts() -> None:
+    rows = [({"subject": 1.0}, {"subject": each}) for each in (1.0, 1.0, 0.5, 1.0)]
+    found = quality.compare_measures(rows, [0, 0, 1, 1])["subject"]
+    assert (found["ours"], found["theirs"], found["difference"]) == (100, 87.5, 12.5)
+    assert found["error"] == pytest.approx(12.5) and found["lower_bound"] == pytest.approx(12.5 - 6.3138 * 12.5, 1e-3)
+    assert quality.compare_measures(rows[:1], [0])["subject"]["lower_bound"] is None
+
+
+def test_prompts_are_fresh_and_the_same_at_every_call() -> None:
+    cases = list(quality.list_cases("video", 5, 2))
+    assert cases == list(quality.list_cases("video", 5, 2)) and len({case.prompt for case in cases}) == 5
+    assert len({case.seed for case in cases}) == 10
+    assert not {case.prompt for case in cases} & {*quality.DEVELOPMENT_PROMPTS}
+    assert all({"subject", "colour", "scene", "motion"} <= quality.parse_prompt(case.prompt).keys() for case in cases)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of diffusers' deprecated pipeline
-@pytest.mark.parametrize(
-    ("mode", "dtype"),
-    [
-        pytest.param("motion", torch.bfloat16, marks=pytest.mark.soak),
-        ("control", torch.float32),
-        ("video", torch.float32),
-    ],
-)
-def test_bench_compares_equal_videos(monkeypatch: pytest.MonkeyPatch, tmp_path, mode, dtype) -> None:
-    monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: memory.peak_memory() / 1e9)
-    monkeypatch.setattr(bench, "MATRIX_SIZE", 64)
-    monkeypatch.setattr(bench, "choose_placement", lambda: choose_placement()._replace(dtype=dtype))
-    if mode != "motion":  # seconds each time, of the same counter
-        monkeypatch.setattr(bench, "_count_flops", lambda generate, frames, steps: 1e9)
-    messages, file = [], tmp_path / "bench.json"
-    rows = bench.bench("sd15", mode, frames=2, steps=7, repeats=1, size=TINY, out=file, log=messages.append)
-    assert [row.setting.their_dtype for row in rows] == [*{str(dtype).removeprefix("torch."): 0, "float32": 0}]
-    assert len(messages) == 2 * len(rows)
-    assert json.loads(file.read_text())[0]["setting"]["frames"] == 2
-    assert "times as fast" in bench.format_rows(rows)
-    for row in rows:
-        assert row.speedup > 0 and row.peak_gb > 0 and row.teraflops > 0
-        assert row.difference < 2  # the same video: random weights and bfloat16 allow no more
+@pytest.mark.parametrize("mode", [pytest.param("text2video-zero", marks=pytest.mark.soak), "controlnet", "training"])
+def test_both_sides_make_equal_frames(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.setattr(frames, "measure_peak", lambda *given: 1.0)  # two processes
+    monkeypatch.setattr(frames, "find_fastest", lambda measure, dtypes: [frames_trial(dtypes[0])])
+    row = frames.compare_frames(mode, "float32", Setting("torch", repeats=1, quick=True))
+    assert row["equal_output"] and row["their_difference"] == 0 and row["speedup"] > 0
 
 
-def test_sides_alternate() -> None:
-    calls, setting = [], bench.Setting(2, 7, 3, "float32", "float32")
-    sides = {side: lambda *arguments, side=side: calls.append((side, *arguments)) for side in ("ours", "theirs")}
-    times = bench._time_alternating(sides, setting, lambda side, seconds: None)
-    assert [side for side, *_ in calls] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
-    assert {tuple(arguments) for _, *arguments in calls} == {(2, 7)}
-    assert {side: len(each) for side, each in times.items()} == {"ours": 3, "theirs": 3}
+def frames_trial(dtype: str) -> Any:
+    from kineograph_lab.bench.timing import Trial, Variant
 
-
-@pytest.mark.slow
-def test_peak_memory_of_a_process(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_random_pipeline(tmp_path, **TINY)
-    memory.print_peak_memory("motion", "ours", str(tmp_path), "float32", "2", "7")
-    assert json.loads(capsys.readouterr().out)["peak_gb"] > 0.1
+    return Trial(Variant(dtype, 1), 1.0)
