@@ -128,12 +128,14 @@ def test_residuals_of_a_controlnet_and_of_an_adapter_are_added(
         check_reuse(VideoUNet(image), lambda net, t, bound=bound, **given: net(Z, t, bound, **given), branch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_temporal_layers_act_on_what_is_evaluated(name: str) -> None:
     net, cond = randomised(with_temporal_layers(CONFIGS[name])), condition_for(CONFIGS[name])
     check_reuse(net, lambda net, t, **given: net(Z, t, cond, **given), 3)
 
 
+@pytest.mark.slow
 def test_windows_of_temporal_attention_change_nothing_else() -> None:
     net = randomised(with_temporal_layers(CONFIGS["modelscope"]))
     windows = [FrameWindow(range(start, start + 3), pyramid(3)) for start in range(3)]
@@ -185,6 +187,7 @@ def test_a_branch_that_the_network_does_not_have_is_refused() -> None:
         check_branch(6, skips)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", [1, 4])
 def test_frames_that_temporal_layers_resample(branch: int) -> None:
     config = TemporalConfig(
