@@ -21,7 +21,6 @@ from kineograph.service.jobs import (
     IdempotencyError,
     Job,
     JobRequest,
-    JobState,
     LostLeaseError,
     QueueFullError,
     QueueLimits,
@@ -76,7 +75,7 @@ class QueueMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=IN_MEMORY))
         self.clock = MovedClock()
-        self.queue = JobQueue(self.folder, LIMITS, self.clock)
+        self.queue = JobQueue.open(self.folder, LIMITS, self.clock)
         self.expected = Expected()
 
     def teardown(self) -> None:
@@ -233,7 +232,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.clock.uptime = self.clock.uptime if uptime is None else uptime
         if close:
             self.queue.close()
-        self.queue = JobQueue(self.folder, clock=self.clock)
+        self.queue = JobQueue.open(self.folder, clock=self.clock)
         assert self.queue.limits == LIMITS
 
     @rule()
@@ -257,7 +256,7 @@ class QueueMachine(RuleBasedStateMachine):
     def jobs_are_as_expected(self) -> None:
         if not hasattr(self, "queue"):
             return
-        found = [*self.queue.list_jobs(limit=1000), *self.queue.list_jobs(limit=1000, deleted=True)]
+        found = [*self.queue.list_jobs(limit=1000), *self.queue.list_jobs(limit=1000, which="deleted")]
         assert {each.id for each in found} == {*self.expected.jobs}
         last = {each.job_id: each.data["state"] for each in self.queue.events(limit=10_000) if each.kind == "state"}
         for job in found:
@@ -266,7 +265,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert getattr(job, name) == getattr(expected, name), name
             assert (job.deleted_at is not None) == expected.deleted
             assert last[job.id] == job.state
-            if job.state == JobState.COMPLETED:
+            if job.state == "completed":
                 video = self.queue.files.results(job.id) / "video.mp4"
                 assert video.read_text() == str(expected.completed_by)
 

@@ -8,7 +8,7 @@ import pytest
 
 from kineograph.service.database import MIGRATIONS
 from kineograph.service.files import FOLDERS
-from kineograph.service.jobs import JobState, QueueLimits
+from kineograph.service.jobs import STATES, QueueLimits
 from kineograph.service.queue import JobQueue
 
 ROOT = Path(__file__).parents[2]
@@ -19,13 +19,13 @@ def test_the_program_submits_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (program,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     exec(program, {})
-    (job,) = JobQueue("service").list_jobs("ann")
+    (job,) = JobQueue.open("service").list_jobs("ann")
     assert capsys.readouterr().out == f"queued service/results/{job.id}/video.mp4\n"
 
 
 def test_every_state_limit_folder_and_code_is_named() -> None:
     code = "".join(path.read_text() for path in (ROOT / "src/kineograph/service").glob("*.py"))
-    names = {*JobState, *FOLDERS, *(each.name for each in fields(QueueLimits))}
+    names = {*STATES, *FOLDERS, *(each.name for each in fields(QueueLimits))}
     names |= {"invalid_request", "out_of_memory", "disk_full", "file_error", "worker_lost", "internal_error"}
     for name in names:
         assert f'"{name}"' in code or f"{name}:" in code, name

@@ -22,7 +22,7 @@ from kineograph.media.video import Video
 from kineograph.models.formats.tensor_files import write_tensors
 from kineograph.models.model import Model
 from kineograph.service import loaded_models, worker
-from kineograph.service.jobs import Job, JobRequest, JobState
+from kineograph.service.jobs import Job, JobRequest
 from kineograph.service.loaded_models import LoadedModels, ModelSource, count_bytes
 from kineograph.service.queue import JobQueue
 from kineograph.service.worker import explain, read_call, run_job, run_worker, seed_of
@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def models() -> LoadedModels:
-    return LoadedModels("cpu")
+    return LoadedModels.on("cpu")
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def clock() -> MovedClock:
 
 @pytest.fixture
 def queue(tmp_path: Path, clock: MovedClock) -> JobQueue:
-    return JobQueue(tmp_path / "service", clock=clock)
+    return JobQueue.open(tmp_path / "service", clock=clock)
 
 
 def submit(queue: JobQueue, model: str, command: str = "generate", **options: Any) -> Job:
@@ -78,7 +78,7 @@ def at_check(queue: JobQueue, monkeypatch: pytest.MonkeyPatch, number: int, act:
         checks.append(len(checks))
         return check(job)
 
-    monkeypatch.setattr(queue, "check_attempt", checked)
+    monkeypatch.setattr(JobQueue, "check_attempt", lambda _, job: checked(job))
     return checks
 
 
@@ -91,7 +91,7 @@ def test_a_job_makes_the_video_that_the_library_makes(
 ) -> None:
     submit(queue, folders[0], seed=5)
     job = run_next(queue, models)
-    assert job.state == JobState.COMPLETED, job.error_message
+    assert job.state == "completed", job.error_message
     expected = generated(folders[0], seed=5)
     assert job.result is not None
     assert job.result["frames_sha256"] == expected.digest
@@ -137,7 +137,7 @@ def test_a_job_without_a_seed_has_one_that_all_its_attempts_share(
     stop = threading.Event()
     checks = at_check(queue, monkeypatch, 2, stop.set)
     stopped = run_next(queue, models, stop)
-    assert (stopped.state, stopped.failures, len(checks)) == (JobState.QUEUED, 0, 3)
+    assert (stopped.state, stopped.failures, len(checks)) == ("queued", 0, 3)
     done = run_next(queue, models)
     assert done.attempt == 2
     assert done.result is not None
@@ -150,11 +150,11 @@ def test_cancellation_ends_a_job_within_one_step(
 ) -> None:
     first, second = submit(queue, folders[0]), submit(queue, folders[0])
     checks = at_check(queue, monkeypatch, 2, lambda: queue.cancel(first.id))
-    assert run_next(queue, models).state == JobState.CANCELLED
+    assert run_next(queue, models).state == "cancelled"
     assert len(checks) == 3
     assert not list((queue.folder / "results").iterdir())
     assert run_next(queue, models) == queue.get(second.id)
-    assert queue.get(second.id).state == JobState.COMPLETED
+    assert queue.get(second.id).state == "completed"
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_paused_job_goes_back_to_the_queue(
 ) -> None:
     job = submit(queue, folders[0])
     at_check(queue, monkeypatch, 2, lambda: queue.change(job.id, paused=True))
-    assert run_next(queue, models).state == JobState.QUEUED
+    assert run_next(queue, models).state == "queued"
     assert queue.claim("worker") is None
 
 
@@ -183,7 +183,7 @@ def test_a_worker_that_lost_its_lease_changes_nothing(
 
     at_check(queue, monkeypatch, 2, lose)
     job = run_next(queue, models)
-    assert (job.state, job.lease_owner, job.attempt) == (JobState.IN_PROGRESS, "second", 2)
+    assert (job.state, job.lease_owner, job.attempt) == ("in_progress", "second", 2)
     assert "no longer of attempt 1" in caplog.text
 
 
@@ -207,7 +207,7 @@ def test_invalid_requests_fail_with_their_message(
 ) -> None:
     submit(queue, folders[0], **options)
     job = run_next(queue, models)
-    assert (job.state, job.error_code) == (JobState.FAILED, "invalid_request")
+    assert (job.state, job.error_code) == ("failed", "invalid_request")
     assert message in str(job.error_message)
     assert "\n" not in str(job.error_message)
 
@@ -230,7 +230,7 @@ def test_programming_errors_fail_the_job_and_have_their_traceback_in_the_log(
     submit(queue, folders[0])
     monkeypatch.setitem(worker.COMMANDS, "generate", lambda *_, **__: {}["missing"])  # type: ignore[misc]
     job = run_next(queue, models)
-    assert (job.state, job.error_code) == (JobState.FAILED, "internal_error")
+    assert (job.state, job.error_code) == ("failed", "internal_error")
     assert "KeyError" in str(job.error_message)
     assert "Traceback" in caplog.text
     assert "Traceback" not in str(job.error_message)
@@ -240,7 +240,7 @@ def test_programming_errors_fail_the_job_and_have_their_traceback_in_the_log(
 def test_lack_of_memory_fails_a_job_once_other_models_are_unloaded(
     queue: JobQueue, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = LoadedModels("cpu")
+    models = LoadedModels.on("cpu")
     calls = list[int]()
 
     def full(*_: object, **__: object) -> None:
@@ -253,7 +253,7 @@ def test_lack_of_memory_fails_a_job_once_other_models_are_unloaded(
     submit(queue, folders[0])
     monkeypatch.setitem(worker.COMMANDS, "generate", full)  # type: ignore[misc]
     job = run_next(queue, models)
-    assert (job.state, job.error_code) == (JobState.FAILED, "out_of_memory")
+    assert (job.state, job.error_code) == ("failed", "out_of_memory")
     assert calls == [2, 1]
 
 
@@ -271,9 +271,9 @@ def test_a_full_disk_fails_the_job_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Video, "save", full)
         job = run_next(queue, models)
-    assert (job.state, job.error_code) == (JobState.FAILED, "disk_full")
+    assert (job.state, job.error_code) == ("failed", "disk_full")
     assert not list((queue.folder / "results").iterdir())
-    assert run_next(queue, models).state == JobState.COMPLETED
+    assert run_next(queue, models).state == "completed"
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def test_a_result_waits_for_a_queue_that_cannot_be_written(
     queue: JobQueue, models: LoadedModels, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(queue, folders[0])
-    complete, failures = queue.complete, [sqlite3.OperationalError("database or disk is full")] * 3
+    complete, failures = JobQueue.complete, [sqlite3.OperationalError("database or disk is full")] * 3
 
     def completed(*arguments: Any) -> Job:
         if failures:
@@ -289,8 +289,8 @@ def test_a_result_waits_for_a_queue_that_cannot_be_written(
         return complete(*arguments)
 
     monkeypatch.setattr(worker, "TRY_SECONDS", 0)
-    monkeypatch.setattr(queue, "complete", completed)
-    assert run_next(queue, models).state == JobState.COMPLETED
+    monkeypatch.setattr(JobQueue, "complete", completed)
+    assert run_next(queue, models).state == "completed"
 
 
 def test_errors_of_files_do_not_show_paths() -> None:
@@ -323,7 +323,7 @@ def test_the_worker_runs_until_it_is_stopped(
 
     monkeypatch.setattr(stop, "wait", wait)
     run_worker(queue, models, "worker", stop)
-    assert [queue.get(each.id).state for each in jobs] == [JobState.COMPLETED] * 2
+    assert [queue.get(each.id).state for each in jobs] == ["completed"] * 2
     assert (waits, [each.device for each in seen]) == ([0.5], ["cpu"])
     assert queue.list_workers() == []
 
@@ -336,7 +336,7 @@ def test_the_worker_waits_for_a_queue_that_is_locked(
     def locked(*_: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
-    monkeypatch.setattr(queue, "claim", locked)
+    monkeypatch.setattr(JobQueue, "claim", locked)
     monkeypatch.setattr(stop, "wait", lambda _: stop.set())
     run_worker(queue, models, "worker", stop)
     assert "cannot be used now" in caplog.text
@@ -361,7 +361,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.slow
 def test_models_stay_loaded_within_the_budget(folders: tuple[str, str], loads: list[str]) -> None:
     first, second = (ModelSource(each, {}) for each in folders)
-    (model,) = LoadedModels("cpu").get(first)
+    (model,) = LoadedModels.on("cpu").get(first)
     size = count_bytes(model)
     assert size == sum(
         weight.numel() * weight.element_size()
@@ -369,7 +369,7 @@ def test_models_stay_loaded_within_the_budget(folders: tuple[str, str], loads: l
         for weight in (*network.parameters(), *network.buffers())
     )
     loads.clear()
-    both, one = LoadedModels("cpu", budget=2 * size), LoadedModels("cpu", budget=2 * size - 1)
+    both, one = LoadedModels.on("cpu", budget=2 * size), LoadedModels.on("cpu", budget=2 * size - 1)
     for models, expected in ((both, ["first", "second"]), (one, ["first", "second", "first", "second"])):
         for source in (first, second, first, second):
             models.get(source)
@@ -389,9 +389,9 @@ def test_the_least_recently_used_model_goes(folders: tuple[str, str], loads: lis
         ModelSource(folders[1], {}),
         ModelSource(folders[0], {"clip_skip": 1}),
     )
-    models = LoadedModels("cpu")
+    models = LoadedModels.on("cpu")
     size = count_bytes(models.get(first)[0])
-    models = LoadedModels("cpu", budget=2.5 * size)
+    models = LoadedModels.on("cpu", budget=2.5 * size)
     loads.clear()
     for source in (first, second, first, changed, first):
         models.get(source)
@@ -403,7 +403,7 @@ def test_the_least_recently_used_model_goes(folders: tuple[str, str], loads: lis
 def test_models_that_lack_memory_are_loaded_without_others(
     folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = LoadedModels("cpu")
+    models = LoadedModels.on("cpu")
     models.get(ModelSource(folders[0], {}))
     load, failures = loaded_models.load, [RuntimeError("CUDA out of memory")]
 
@@ -431,7 +431,7 @@ def test_loras_come_and_go_without_loading_the_model_again(
     }
     file = tmp_path / "style.safetensors"
     write_tensors(lora, file, {})
-    models = LoadedModels("cpu")
+    models = LoadedModels.on("cpu")
     options: list[dict[str, Any]] = [{}, {"lora": [[str(file), 3.0]]}, {}, {"lora": str(file)}]
     results = []
     for each in options:

@@ -58,10 +58,10 @@ def worker(
     logging.basicConfig(format=LOG_FORMAT, level=logging.WARNING)
     logging.getLogger("kineograph.service").setLevel(logging.INFO)
     terminal.hide_loading_bars()
-    models = LoadedModels(device, dtype, None if memory is None else memory * GIGABYTE)
+    models = LoadedModels.on(device, dtype, None if memory is None else memory * GIGABYTE)
     name = name or f"{socket.gethostname()}:{os.getpid()}:{models.device}"
     check_name("name", name)
-    queue = JobQueue(expand_user(folder))
+    queue = JobQueue.open(expand_user(folder))
     terminal.print_message(f"worker {name} takes jobs from {queue.folder}")
     with stop_after_step() as stop:
         run_worker(queue, models, name, stop)

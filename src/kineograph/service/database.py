@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kineograph.errors import InputError
@@ -86,26 +87,25 @@ CREATE TABLE workers (
 )
 
 
+@dataclass(frozen=True)
 class Database:
     """Connections to the queue's file: threads take one that is idle, or open another."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._idle = list[sqlite3.Connection]()
-        self._migrate()
+    path: Path
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    idle: list[sqlite3.Connection] = field(default_factory=list, repr=False)
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
         """Yield a connection for statements that read."""
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
+        with self.lock:
+            connection = self.idle.pop() if self.idle else None
         connection = connection or self._connect()
         try:
             yield connection
         finally:
-            with self._lock:
-                self._idle.append(connection)
+            with self.lock:
+                self.idle.append(connection)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -122,13 +122,13 @@ class Database:
 
     def close(self) -> None:
         """Close the connections, none of which is in use."""
-        with self._lock:
-            while self._idle:
-                self._idle.pop().close()
+        with self.lock:
+            while self.idle:
+                self.idle.pop().close()
 
     def _connect(self) -> sqlite3.Connection:
         # autocommit outside of `transaction`; one thread at a time has the connection
-        connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # a job that was accepted outlives a loss of power
@@ -138,13 +138,14 @@ class Database:
             raise
         return connection
 
-    def _migrate(self) -> None:
+    def migrate(self) -> None:
+        """Bring the tables to the newest version. Raises InputError for another file, and one of a newer version."""
         try:
             with self.transaction() as connection:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version > len(MIGRATIONS):
                     raise InputError(
-                        f"{self._path} is of a newer version of Kineograph (tables {version}, this one reads "
+                        f"{self.path} is of a newer version of Kineograph (tables {version}, this one reads "
                         f"{len(MIGRATIONS)}): update this installation, or name another folder"
                     )
                 for script in MIGRATIONS[version:]:
@@ -155,7 +156,7 @@ class Database:
             self.close()
             if isinstance(error, sqlite3.OperationalError):  # locked, or a full disk
                 raise
-            raise InputError(f"{self._path} is no queue of Kineograph ({error}): name another folder") from error
+            raise InputError(f"{self.path} is no queue of Kineograph ({error}): name another folder") from error
 
 
 def split_statements(script: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kineograph.errors import shown
 from kineograph.media.files import remove_path
-from kineograph.service.jobs import JOB_ID, Job, JobState, UnknownJobError
+from kineograph.service.jobs import JOB_ID, Job, UnknownJobError
 
 FOLDERS = RESULTS, CLIPS, INPUTS = "results", "clips", "inputs"
 UPLOAD_SECONDS = 86400.0  # uploads may be there so long before their job
@@ -84,10 +84,10 @@ def _is_leftover(path: Path, states: Mapping[str, tuple[str, int]]) -> bool:
     if path.parent.name == INPUTS:
         return state is None and abs(time.time() - path.stat().st_mtime) > UPLOAD_SECONDS
     if path.parent.name == CLIPS:
-        return state not in (JobState.QUEUED, JobState.IN_PROGRESS)
+        return state not in ("queued", "in_progress")
     if ending:
-        return (state, ending) != (JobState.IN_PROGRESS, f"{attempt}.part")
-    return state != JobState.COMPLETED
+        return (state, ending) != ("in_progress", f"{attempt}.part")
+    return state != "completed"
 
 
 def flush(folder: Path) -> int:

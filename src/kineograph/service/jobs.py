@@ -8,8 +8,7 @@ import secrets
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from kineograph.errors import InputError, check_integer, check_number, check_plain_value, check_text, shown
 
@@ -20,17 +19,9 @@ MAX_MESSAGE = 1000  # characters of a job's error message
 JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 
 
-class JobState(StrEnum):
-    """State of a job."""
-
-    QUEUED = "queued"
-    IN_PROGRESS = "in_progress"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-FINISHED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+JobState = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+STATES: tuple[JobState, ...] = get_args(JobState)
+FINISHED: tuple[JobState, ...] = ("completed", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ def read_job(row: sqlite3.Row | tuple[Any, ...]) -> Job:
         values[name] = None if values[name] is None else json.loads(values[name])
     for name in ("cancel_requested", "paused", "starred"):
         values[name] = bool(values[name])
-    return Job(**{**values, "state": JobState(values["state"])})
+    return Job(**values)
 
 
 class Event(NamedTuple):
@@ -185,7 +176,7 @@ class QueueLimits:
                 raise InputError(f"`{name}` is above 0, not {getattr(self, name)}")
 
 
-class QueueFullError(Exception):
+class QueueFullError(RuntimeError):
     """The queue takes no more jobs for now. retry_after: seconds after which there may be room."""
 
     def __init__(self, message: str, retry_after: int) -> None:
@@ -193,7 +184,7 @@ class QueueFullError(Exception):
         self.retry_after = retry_after
 
 
-class IdempotencyError(Exception):
+class IdempotencyError(ValueError):
     """An idempotency key came with another request than before."""
 
 
@@ -201,7 +192,7 @@ class UnknownJobError(LookupError):
     """There is no such job, or it belongs to another owner."""
 
 
-class LostLeaseError(Exception):
+class LostLeaseError(RuntimeError):
     """The job is no longer this attempt's: another worker has it, or it is finished."""
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -40,25 +41,31 @@ class ModelSource(NamedTuple):
     options: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
 class LoadedModels:
     """Models on one device, by name and options of `load`, without the LoRAs of requests.
 
-    budget: bytes of all weights; models in use stay whatever their size. None for half of the device's memory.
+    budget: bytes of all weights; models in use stay whatever their size.
     """
 
-    def __init__(self, device: str | None = None, dtype: str | None = None, budget: float | None = None) -> None:
-        self.device = choose_placement(device, dtype).device
-        self._dtype = dtype
-        self._budget = SHARE * device_memory(self.device) if budget is None else budget
-        self._loaded = dict[str, Loaded]()  # the most recently used one last
+    device: torch.device
+    dtype: str | None
+    budget: float
+    loaded: dict[str, Loaded] = field(default_factory=dict)  # the most recently used one last
+
+    @classmethod
+    def on(cls, device: str | None = None, dtype: str | None = None, budget: float | None = None) -> LoadedModels:
+        """Return no models yet, for this device. budget: None for half of the device's memory."""
+        place = choose_placement(device, dtype).device
+        return cls(place, dtype, SHARE * device_memory(place) if budget is None else budget)
 
     def __len__(self) -> int:
-        return len(self._loaded)
+        return len(self.loaded)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the models that are loaded; also for other threads."""
-        return tuple(dict.fromkeys(each.name for each in list(self._loaded.values())))
+        return tuple(dict.fromkeys(each.name for each in list(self.loaded.values())))
 
     def get(self, *sources: ModelSource) -> list[Model]:
         """Return the models that a request uses together; those that are missing are loaded.
@@ -69,8 +76,8 @@ class LoadedModels:
         for source in sources:
             base = ModelSource(source.name, {name: each for name, each in source.options.items() if name != "lora"})
             key = to_json(base._asdict())
-            found = self._loaded.pop(key, None) or self._load(base)
-            self._loaded[key] = found
+            found = self.loaded.pop(key, None) or self._load(base)
+            self.loaded[key] = found
             used.add(key)
             model = found.model
             for file, scale in list_loras(source.options.get("lora")):
@@ -81,16 +88,16 @@ class LoadedModels:
 
     def unload_all(self) -> None:
         """Let go of all models."""
-        self._loaded.clear()
+        self.loaded.clear()
         self._free_memory()
 
     def _load(self, source: ModelSource) -> Loaded:
         log.info("loading %s", source.name)
-        placed: dict[str, Any] = {**source.options, "device": self.device, "dtype": self._dtype}
+        placed: dict[str, Any] = {**source.options, "device": self.device, "dtype": self.dtype}
         try:
             model = load(source.name, **placed)
         except (MemoryError, RuntimeError, OSError) as error:
-            if not is_out_of_memory(error) or not self._loaded:
+            if not is_out_of_memory(error) or not self.loaded:
                 raise
             log.warning("no memory for %s beside other models: they are unloaded", source.name)
             self.unload_all()
@@ -98,11 +105,11 @@ class LoadedModels:
         return Loaded(model, source.name, count_bytes(model))
 
     def _make_room(self, used: Collection[str]) -> None:
-        for key in [each for each in self._loaded if each not in used]:
-            if sum(each.bytes for each in self._loaded.values()) <= self._budget:
+        for key in [each for each in self.loaded if each not in used]:
+            if sum(each.bytes for each in self.loaded.values()) <= self.budget:
                 return
-            log.info("unloading %s", self._loaded[key].name)
-            del self._loaded[key]
+            log.info("unloading %s", self.loaded[key].name)
+            del self.loaded[key]
             self._free_memory()
 
     def _free_memory(self) -> None:

@@ -12,18 +12,19 @@ import math
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from json import dumps, loads
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from kineograph.errors import InputError, check_integer, shown
+from kineograph.errors import InputError, check_choice, check_integer, shown
 from kineograph.service.database import Database
 from kineograph.service.files import JobFiles, flush
 from kineograph.service.jobs import (
     COLUMNS,
     MAX_MESSAGE,
     MAX_PRIORITY,
+    STATES,
     Event,
     IdempotencyError,
     Job,
@@ -41,6 +42,7 @@ from kineograph.service.jobs import (
 
 RECENT, USUAL_SECONDS = 20, 30.0  # jobs whose mean duration is the next one's, and a duration without any
 LONGEST_RETRY = 3600  # seconds
+NO_VALUES: Mapping[str, Any] = {}
 NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_start": None, "lease_end": None}
 EXPIRED = "state = 'in_progress' AND NOT (lease_start <= :now AND :now <= lease_end)"
 
@@ -75,36 +77,39 @@ class WorkerInfo(NamedTuple):
     models: Sequence[str]
 
 
+@dataclass(frozen=True)
 class JobQueue:
-    """The queue in a folder, for any number of threads and processes of one host.
-
-    limits: recorded in the file, for all who open it from then on; None for those that are recorded.
+    """The queue in a folder, for any number of threads and processes of one host; see `JobQueue.open`.
 
     Functions with `owner` act on jobs of this owner alone, and raise UnknownJobError for others; None is the operator.
     """
 
-    def __init__(self, folder: str | Path, limits: QueueLimits | None = None, clock: Clock = time) -> None:
-        self.folder = Path(folder)
-        self._clock = clock
-        self.files = JobFiles(self.folder)
-        self.files.make_folders()
-        self._database = Database(self.folder / "queue.sqlite3")
-        self.limits = self._read_limits() if limits is None else self._write_limits(limits)
+    folder: Path
+    limits: QueueLimits
+    clock: Clock
+    database: Database
+    files: JobFiles
+
+    @classmethod
+    def open(cls, folder: str | Path, limits: QueueLimits | None = None, clock: Clock = time) -> JobQueue:
+        """Open the queue in a folder, or make it.
+
+        limits: recorded in the file, for all who open it from then on; None for those that are recorded.
+        """
+        files = JobFiles(Path(folder))
+        files.make_folders()
+        database = Database(files.folder / "queue.sqlite3")
+        database.migrate()
+        with database.transaction() as connection:
+            if limits is not None:
+                rows = [(name, dumps(value)) for name, value in asdict(limits).items()]
+                connection.executemany("INSERT OR REPLACE INTO limits VALUES (?, ?)", rows)
+            recorded = connection.execute("SELECT name, value FROM limits").fetchall()
+        return cls(files.folder, QueueLimits(**{name: loads(each) for name, each in recorded}), clock, database, files)
 
     def close(self) -> None:
         """Close the file."""
-        self._database.close()
-
-    def _read_limits(self) -> QueueLimits:
-        with self._database.connection() as connection:
-            recorded = connection.execute("SELECT name, value FROM limits").fetchall()
-        return QueueLimits(**{name: loads(value) for name, value in recorded})
-
-    def _write_limits(self, limits: QueueLimits) -> QueueLimits:
-        rows = [(name, dumps(value)) for name, value in asdict(limits).items()]
-        with self._database.transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO limits VALUES (?, ?)", rows)
-        return limits
+        self.database.close()
 
     # --- for those who submit jobs
 
@@ -118,7 +123,7 @@ class JobQueue:
         values = {
             "id": request.job_id or new_job_id(),
             "owner": owner,
-            "state": JobState.QUEUED,
+            "state": "queued",
             "command": request.command,
             "model": request.model,
             "options": to_json(request.options),
@@ -127,9 +132,9 @@ class JobQueue:
             "source_id": request.source_id,
             "idempotency_key": key,
             "request": digest,
-            "created_at": self._clock.time(),
+            "created_at": self.clock.time(),
         }
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             if key is not None:
                 found = _select(connection, "owner = ? AND idempotency_key = ?", (owner, key))
                 if found:
@@ -142,7 +147,7 @@ class JobQueue:
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Return a job."""
-        with self._database.connection() as connection:
+        with self.database.connection() as connection:
             return _find(connection, job_id, owner)
 
     def list_jobs(
@@ -151,17 +156,18 @@ class JobQueue:
         *,
         after: str | None = None,
         limit: int = 20,
-        newest_first: bool = True,
+        order: Literal["asc", "desc"] = "desc",
         states: Collection[JobState] = (),
-        deleted: bool = False,
+        which: Literal["kept", "deleted"] = "kept",
     ) -> list[Job]:
-        """Return jobs in the order of submission, or the other way round.
+        """Return jobs in the order of submission, "asc", or the other way round.
 
         after: the id of a job, after which the list begins. states: those that are listed, or none for all.
-        deleted: list deleted jobs, not the others.
+        which: those that are not deleted, or those that are.
         """
         check_integer("`limit`", limit, 1, 10_000)
-        where = ["deleted_at IS NOT NULL" if deleted else "deleted_at IS NULL"]
+        check_choice("`order`", order, ("asc", "desc"))
+        where = ["deleted_at IS NULL" if which == "kept" else "deleted_at IS NOT NULL"]
         values: list[Any] = []
         if owner is not None:
             where.append("owner = ?")
@@ -169,23 +175,22 @@ class JobQueue:
         if states:
             where.append(f"state IN ({_marks(states)})")
             values += states
-        with self._database.connection() as connection:
+        with self.database.connection() as connection:
             if after is not None:
-                where.append("number < ?" if newest_first else "number > ?")
+                where.append("number < ?" if order == "desc" else "number > ?")
                 values.append(_find(connection, after, owner).number)
-            order = "DESC" if newest_first else "ASC"
             return _select(connection, f"{' AND '.join(where)} ORDER BY number {order} LIMIT ?", (*values, limit))
 
     def count_jobs(self, owner: str | None = None) -> dict[JobState, int]:
         """Return the number of jobs in each state."""
         query = "SELECT state, count(*) FROM jobs WHERE ?1 IS NULL OR owner = ?1 GROUP BY state"
-        with self._database.connection() as connection:
+        with self.database.connection() as connection:
             counted = dict(connection.execute(query, (owner,)).fetchall())
-        return {state: counted.get(state, 0) for state in JobState}
+        return {state: counted.get(state, 0) for state in STATES}
 
     def cancel(self, job_id: str, owner: str | None = None) -> Job:
         """Cancel a job: a queued one at once, a running one after its sampling step. A finished one stays as it is."""
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             return self._cancel(connection, _find(connection, job_id, owner))
 
     def change(
@@ -205,38 +210,37 @@ class JobQueue:
             check_integer("`priority`", priority, -MAX_PRIORITY, MAX_PRIORITY)
         given = {"priority": priority, "paused": paused, "starred": starred}
         values = {name: int(value) for name, value in given.items() if value is not None}
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             job = _find(connection, job_id, owner)
             if job.finished and not values.keys() <= {"starred"}:
                 raise InputError(f"{job.id} is {job.state}: only a job that is not finished has a priority and pauses")
             if starred is not None and job.finished:
-                self._update(
-                    connection, job, expires_at=self._expiry(starred=starred, deleted=job.deleted_at is not None)
-                )
-            self._update(connection, job, **values)
+                expiry = self._expiry(starred=starred, deleted=job.deleted_at is not None)
+                self._update(connection, job, {"expires_at": expiry})
+            self._update(connection, job, values)
             return self._changed(connection, job.id, {name: each for name, each in given.items() if each is not None})
 
     def delete(self, job_id: str, owner: str | None = None) -> Job:
         """Mark a job as deleted, and cancel it if it is not finished. Until it expires, `restore` brings it back."""
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             job = _find(connection, job_id, owner)
             if job.deleted_at is not None:
                 return job
-            self._update(connection, job, deleted_at=self._clock.time())
+            self._update(connection, job, {"deleted_at": self.clock.time()})
             if job.finished:
-                self._update(connection, job, expires_at=self._expiry(starred=False, deleted=True))
+                self._update(connection, job, {"expires_at": self._expiry(starred=False, deleted=True)})
             else:
                 self._cancel(connection, job)
             return self._changed(connection, job.id, {"deleted": True})
 
     def restore(self, job_id: str, owner: str | None = None) -> Job:
         """Bring a deleted job back, with its result. One that was running is cancelled all the same."""
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             job = _find(connection, job_id, owner)
             if job.deleted_at is None:
                 return job
             expiry = self._expiry(starred=job.starred, deleted=False) if job.finished else None
-            self._update(connection, job, deleted_at=None, expires_at=expiry)
+            self._update(connection, job, {"deleted_at": None, "expires_at": expiry})
             return self._changed(connection, job.id, {"deleted": False})
 
     def events(
@@ -248,13 +252,13 @@ class JobQueue:
             "WHERE events.number > ?1 AND (?2 IS NULL OR job_id = ?2) AND (?3 IS NULL OR owner = ?3) "
             "ORDER BY events.number LIMIT ?4"
         )
-        with self._database.connection() as connection:
+        with self.database.connection() as connection:
             rows = connection.execute(query, (after, job_id, owner, limit)).fetchall()
         return [Event(number, job_id, at, kind, loads(data)) for number, job_id, at, kind, data in rows]
 
     def last_event(self) -> int:
         """Return the number of the newest event, 0 without any: cheap to ask often."""
-        with self._database.connection() as connection:
+        with self.database.connection() as connection:
             return int(connection.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()[0])
 
     # --- for workers
@@ -266,21 +270,21 @@ class JobQueue:
         are preferred among the first jobs of the same priority, until the first one has been passed over `passes`
         times.
         """
-        with self._database.connection() as connection:  # an idle worker does not write
+        with self.database.connection() as connection:  # an idle worker does not write
             query = f"SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND NOT paused OR {EXPIRED})"
-            if not connection.execute(query, {"now": self._clock.monotonic()}).fetchone()[0]:
+            if not connection.execute(query, {"now": self.clock.monotonic()}).fetchone()[0]:
                 return None
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             self._end_expired(connection)
             number = self._choose(connection, loaded)
             if number is None:
                 return None
-            now = self._clock.monotonic()
+            now = self.clock.monotonic()
             row = connection.execute(
                 "UPDATE jobs SET state = 'in_progress', attempt = attempt + 1, passes = 0, lease_owner = ?, "
                 "lease_start = ?, lease_end = ?, started_at = coalesce(started_at, ?), progress = 0 "
                 f"WHERE number = ? RETURNING {COLUMNS}",
-                (worker, now, now + self.limits.lease_seconds, self._clock.time(), number),
+                (worker, now, now + self.limits.lease_seconds, self.clock.time(), number),
             ).fetchone()
             job = read_job(row)
             connection.execute(
@@ -295,23 +299,23 @@ class JobQueue:
 
         The job says whether the attempt is to end: `cancel_requested`, or `paused`. Raises LostLeaseError.
         """
-        now = self._clock.monotonic()
-        with self._database.transaction() as connection:
+        now = self.clock.monotonic()
+        with self.database.transaction() as connection:
             before = _find_attempt(connection, job)
-            self._update(connection, job, lease_start=now, lease_end=now + self.limits.lease_seconds)
+            self._update(connection, job, {"lease_start": now, "lease_end": now + self.limits.lease_seconds})
             if progress is not None and progress != before.progress:
-                self._update(connection, job, progress=progress)
+                self._update(connection, job, {"progress": progress})
                 self._add_event(connection, job.id, "progress", {"progress": progress})
             return _find(connection, job.id)
 
     def check_attempt(self, job: Job) -> Job:
         """Return the job as it is now, without writing. Raises LostLeaseError if it is no longer this attempt's."""
-        with self._database.connection() as connection:
+        with self.database.connection() as connection:
             return _find_attempt(connection, job)
 
     def add_event(self, job: Job, kind: str, data: Mapping[str, Any]) -> None:
         """Add an event of an attempt, such as a preview. Raises LostLeaseError."""
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             _find_attempt(connection, job)
             self._add_event(connection, job.id, kind, data)
 
@@ -322,21 +326,23 @@ class JobQueue:
         """
         self.check_attempt(job)
         size = flush(part)
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             current = _find_attempt(connection, job)
             if current.cancel_requested:
-                return self._finish(connection, job, JobState.CANCELLED)
+                return self._finish(connection, job, "cancelled")
             self.files.publish(job.id, part)
-            return self._finish(connection, job, JobState.COMPLETED, result=to_json(result), bytes=size, progress=100.0)
+            return self._finish(
+                connection, job, "completed", {"result": to_json(result), "bytes": size, "progress": 100.0}
+            )
 
     def fail(self, job: Job, code: str, message: str) -> Job:
         """End an attempt and its job as failed; as cancelled, if that was requested. Raises LostLeaseError.
 
         code: one word for programs. message: one line for users.
         """
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             if _find_attempt(connection, job).cancel_requested:
-                return self._finish(connection, job, JobState.CANCELLED)
+                return self._finish(connection, job, "cancelled")
             return self._fail(connection, job, code, message)
 
     def release(self, job: Job) -> Job:
@@ -344,26 +350,26 @@ class JobQueue:
 
         A job whose cancellation was requested is cancelled. Raises LostLeaseError.
         """
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             if _find_attempt(connection, job).cancel_requested:
-                return self._finish(connection, job, JobState.CANCELLED)
+                return self._finish(connection, job, "cancelled")
             self._requeue(connection, job)
             return self._changed(connection, job.id)
 
     def announce(self, worker: str, device: str, models: Iterable[str] = ()) -> None:
         """Record that a worker lives, and what it has loaded; it counts for `lease_seconds`."""
-        values = (worker, device, dumps([*models]), self._clock.monotonic())
-        with self._database.transaction() as connection:
+        values = (worker, device, dumps([*models]), self.clock.monotonic())
+        with self.database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?)", values)
 
     def withdraw(self, worker: str) -> None:
         """Remove a worker that ends from those that live."""
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             connection.execute("DELETE FROM workers WHERE name = ?", (worker,))
 
     def list_workers(self) -> list[WorkerInfo]:
         """Return the workers that live."""
-        with self._database.connection() as connection:
+        with self.database.connection() as connection:
             return [WorkerInfo(name, device, loads(models)) for name, device, models in self._alive(connection)]
 
     # --- for both, now and then
@@ -373,10 +379,10 @@ class JobQueue:
 
         Returns the ids of the jobs that were removed. To be called once a minute or so, by any process.
         """
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             self._end_expired(connection)
             query = "DELETE FROM jobs WHERE expires_at <= ? RETURNING id"
-            removed = [row[0] for row in connection.execute(query, (self._clock.time(),)).fetchall()]
+            removed = [row[0] for row in connection.execute(query, (self.clock.time(),)).fetchall()]
             removed += self._remove_over_budget(connection)
             rows = connection.execute("SELECT id, state, attempt FROM jobs").fetchall()
             # within the transaction, in which no attempt begins or ends
@@ -415,7 +421,7 @@ class JobQueue:
         return max(1, min(LONGEST_RETRY, math.ceil(seconds)))
 
     def _alive(self, connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         query = "SELECT name, device, models FROM workers WHERE seen BETWEEN ? AND ? ORDER BY name"
         return connection.execute(query, (now - self.limits.lease_seconds, now)).fetchall()
 
@@ -435,11 +441,11 @@ class JobQueue:
 
     def _end_expired(self, connection: sqlite3.Connection) -> None:
         """Put jobs whose lease has ended back into the queue; end those without attempts left, and cancelled ones."""
-        for job in _select(connection, EXPIRED, {"now": self._clock.monotonic()}):
+        for job in _select(connection, EXPIRED, {"now": self.clock.monotonic()}):
             failures = job.failures + 1
-            self._update(connection, job, failures=failures)
+            self._update(connection, job, {"failures": failures})
             if job.cancel_requested:
-                self._finish(connection, job, JobState.CANCELLED)
+                self._finish(connection, job, "cancelled")
             elif failures >= self.limits.failures:
                 message = (
                     f"{failures} attempts ended with their worker, the last at {job.progress:.0f} % on "
@@ -451,33 +457,37 @@ class JobQueue:
                 self._changed(connection, job.id, {"lost_worker": job.lease_owner})
 
     def _requeue(self, connection: sqlite3.Connection, job: Job) -> None:
-        self._update(connection, job, state=JobState.QUEUED, progress=0.0, **NO_LEASE)
+        self._update(connection, job, {"state": "queued", "progress": 0.0, **NO_LEASE})
 
     def _cancel(self, connection: sqlite3.Connection, job: Job) -> Job:
-        if job.state == JobState.QUEUED:
-            return self._finish(connection, job, JobState.CANCELLED)
-        if job.state == JobState.IN_PROGRESS and not job.cancel_requested:
-            self._update(connection, job, cancel_requested=1)
+        if job.state == "queued":
+            return self._finish(connection, job, "cancelled")
+        if job.state == "in_progress" and not job.cancel_requested:
+            self._update(connection, job, {"cancel_requested": 1})
             return self._changed(connection, job.id, {"cancel_requested": True})
         return job
 
     def _fail(self, connection: sqlite3.Connection, job: Job, code: str, message: str) -> Job:
         line = " ".join(message.split())[:MAX_MESSAGE]
-        return self._finish(connection, job, JobState.FAILED, error_code=code, error_message=line)
+        return self._finish(connection, job, "failed", {"error_code": code, "error_message": line})
 
-    def _finish(self, connection: sqlite3.Connection, job: Job, state: JobState, **values: Any) -> Job:
+    def _finish(
+        self, connection: sqlite3.Connection, job: Job, state: JobState, values: Mapping[str, Any] = NO_VALUES
+    ) -> Job:
         current = _find(connection, job.id)
         expiry = self._expiry(starred=current.starred, deleted=current.deleted_at is not None)
-        ended = {"state": state, "finished_at": self._clock.time(), "expires_at": expiry, "paused": 0, **NO_LEASE}
-        self._update(connection, job, **ended, **values)
-        error = {"code": values["error_code"], "message": values["error_message"]} if "error_code" in values else None
-        return self._changed(connection, job.id, {} if error is None else {"error": error})
+        ended = {"state": state, "finished_at": self.clock.time(), "expires_at": expiry, "paused": 0, **NO_LEASE}
+        self._update(connection, job, {**ended, **values})
+        if state != "failed":
+            return self._changed(connection, job.id)
+        error = {"code": values["error_code"], "message": values["error_message"]}
+        return self._changed(connection, job.id, {"error": error})
 
     def _expiry(self, *, starred: bool, deleted: bool) -> float | None:
         """Return the time at which a finished job expires, counted from now."""
         if deleted:
-            return self._clock.time() + self.limits.deleted_seconds
-        return None if starred else self._clock.time() + self.limits.keep_seconds
+            return self.clock.time() + self.limits.deleted_seconds
+        return None if starred else self.clock.time() + self.limits.keep_seconds
 
     def _remove_over_budget(self, connection: sqlite3.Connection) -> list[str]:
         budget, removed = self.limits.result_bytes, list[str]()
@@ -496,21 +506,21 @@ class JobQueue:
             total -= size
         return removed
 
-    def _update(self, connection: sqlite3.Connection, job: Job, **values: Any) -> None:
+    def _update(self, connection: sqlite3.Connection, job: Job, values: Mapping[str, Any]) -> None:
         if values:
             names = ", ".join(f"{name} = ?" for name in values)
             connection.execute(f"UPDATE jobs SET {names} WHERE id = ?", (*values.values(), job.id))
 
-    def _changed(self, connection: sqlite3.Connection, job_id: str, data: Mapping[str, Any] | None = None) -> Job:
+    def _changed(self, connection: sqlite3.Connection, job_id: str, data: Mapping[str, Any] = NO_VALUES) -> Job:
         """Add an event of the job's state, and return the job."""
         job = _find(connection, job_id)
-        self._add_event(connection, job_id, "state", {"state": job.state, "attempt": job.attempt, **(data or {})})
+        self._add_event(connection, job_id, "state", {"state": job.state, "attempt": job.attempt, **data})
         return job
 
     def _add_event(self, connection: sqlite3.Connection, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
         connection.execute(
             "INSERT INTO events (job_id, at, kind, data) VALUES (?, ?, ?, ?)",
-            (job_id, self._clock.time(), kind, to_json(data)),
+            (job_id, self.clock.time(), kind, to_json(data)),
         )
 
 

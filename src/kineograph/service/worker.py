@@ -56,7 +56,7 @@ OUT_OF_MEMORY = "out of memory: compute fewer frames at once (`chunk_size`), few
 DISK_FULL = "the disk of the service is full: delete videos that are not needed, or ask the operator for room"
 
 
-class AttemptStopped(Exception):
+class AttemptStoppedError(RuntimeError):
     """The attempt ends before the job does: the worker drains, or the job was cancelled or paused."""
 
 
@@ -116,7 +116,7 @@ def _run_attempt(queue: JobQueue, models: LoadedModels, job: Job, stop: threadin
             result = _generate_with_room(queue, models, job, stop)
     except (LostLeaseError, sqlite3.OperationalError):
         raise
-    except AttemptStopped:
+    except AttemptStoppedError:
         return lambda: queue.release(job)
     except InputError as error:  # the message may show what the user wrote, which logs do not
         code, message = explain(error)
@@ -245,11 +245,11 @@ def _watch_steps(queue: JobQueue, model: Model, job: Job, stop: threading.Event)
     def watch(progress: Progress | None) -> None:
         nonlocal recorded, record_at, preview_at
         if stop.is_set():
-            raise AttemptStopped
+            raise AttemptStoppedError
         try:
             current = queue.check_attempt(job)
             if current.cancel_requested or current.paused:
-                raise AttemptStopped
+                raise AttemptStoppedError
             if progress is None:
                 return
             percent = min(99.0, math.floor(100 * progress.done / progress.total))
