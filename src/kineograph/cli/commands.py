@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from kineograph.cli import terminal
+from kineograph.cli import quick_imports, terminal
 from kineograph.cli.curate import curate
 from kineograph.cli.customise import customise
 from kineograph.cli.doctor import doctor
@@ -40,7 +40,8 @@ class Command(NamedTuple):
 
 def _run_options(command: str) -> Callable[[], Mapping[str, Option]]:
     def options() -> Mapping[str, Option]:
-        from kineograph.cli.run import run_options
+        with quick_imports():
+            from kineograph.cli.run import run_options
 
         return run_options(command)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from typing_extensions import TypedDict
 
-from kineograph.cli import terminal
+from kineograph.cli import quick_imports, terminal
 from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, save_options, second_model_options
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError, check_text, expand_user, shown
@@ -239,9 +239,10 @@ def _model_sources(command: str, values: Mapping[str, Any]) -> list[Source]:
 
 def _resolve(sources: Sequence[Source], prompts: Sequence[str], options: Mapping[str, Any]) -> Plan:
     """Load the models, after all checks that need no weights, and return the plan."""
-    from kineograph.generation.resolve import decide, open_inputs, resolve
-    from kineograph.models.loading.describe import describe
-    from kineograph.models.loading.load import load
+    with quick_imports():
+        from kineograph.generation.resolve import decide, open_inputs, resolve
+        from kineograph.models.loading.describe import describe
+        from kineograph.models.loading.load import load
 
     inputs = open_inputs(options)
     descriptions = [_call(describe, each) for each in sources]
