@@ -152,7 +152,7 @@ def bench(
         str | None,
         typer.Option(show_default="openvino where it is installed", help="What computes our side: torch or openvino."),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Pairs of timed runs.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Pairs of timed runs.")] = 6,
     prompts: Annotated[int, typer.Option(help="Prompts of the rows of equal quality.")] = 40,
     seeds: Annotated[int, typer.Option(help="Videos of each prompt.")] = 1,
     preset: Annotated[str, typer.Option(help="Preset of our side in the rows of equal quality.")] = "quality",

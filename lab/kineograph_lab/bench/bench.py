@@ -86,7 +86,7 @@ ROWS: Mapping[str, Row] = {
 
 
 def choose_rows(names: Sequence[str]) -> list[str]:
-    """Return the rows that start with these names, all of this machine's kind without names, in the table's order.
+    """Return the rows that start with these names, in their order; without names, all of this machine's kind.
 
     Raises InputError for a name that no row starts with.
     """
@@ -95,14 +95,14 @@ def choose_rows(names: Sequence[str]) -> list[str]:
             raise InputError(f"there is no row {name!r}: expected {', '.join(ROWS)}, or the start of one or several")
     if not names:
         return [name for name, row in ROWS.items() if row.on_gpu == torch.cuda.is_available()]
-    return [each for each in ROWS if any(each.startswith(name) for name in names)]
+    return [*dict.fromkeys(each for name in names for each in ROWS if each.startswith(name))]
 
 
 def bench(
     names: Sequence[str] = (),
     *,
     engine: Engine | None = None,
-    repeats: int = 5,
+    repeats: int = 6,
     prompts: int = 40,
     seeds: int = 1,
     preset: str = "quality",

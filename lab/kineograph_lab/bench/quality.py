@@ -18,6 +18,7 @@ from kineograph.generation.api import generate
 from kineograph.metrics.features import Frames
 from kineograph.metrics.statistics import Estimate, mean, mean_difference
 from kineograph.models.loading.load import load
+from kineograph.models.placement import choose_placement
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph_lab.bench import text2video_zero
 from kineograph_lab.bench.frames import time_short
@@ -37,7 +38,8 @@ Kind = Literal["image", "video"]
 PROMPT_SEED, FIRST_SEED = 20_261_201, 9_000_000  # of the prompts, and of their videos
 FRAMES: Mapping[Kind, int] = {"image": 8, "video": 16}
 QUICK_FRAMES, QUICK_STEPS, BASELINE_STEPS = 2, 7, 50
-PAN, MAX_PAN_ERROR = 12 / 512, 0.25  # camera motion of Text2Video-Zero in frame widths; relative error that is right
+# motion of the content against Text2Video-Zero's camera, in frame widths a frame; relative error that is right
+PAN, MAX_PAN_ERROR = -12 / 512, 0.25
 MARGIN = -3.0  # points: least lower bound of a difference for equal quality
 
 
@@ -84,7 +86,7 @@ def compare_quality(kind: Kind, setting: Setting) -> dict[str, Any]:
         "prompts": len({case.number for case in done}),
         "seeds": setting.seeds,
         "preset": setting.preset,
-        "dtype": str(load(_model_name(kind)).dtype).removeprefix("torch."),
+        "dtype": str(choose_placement().dtype).removeprefix("torch."),
         "frames": frames,
         "steps": steps,
         "tried": tried,

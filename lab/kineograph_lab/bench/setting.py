@@ -35,7 +35,7 @@ class Setting:
     """
 
     engine: Engine
-    repeats: int = 5
+    repeats: int = 6
     prompts: int = 40
     seeds: int = 1
     preset: str = "quality"

@@ -29,8 +29,8 @@ def two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_are_chosen_by_the_start_of_their_names() -> None:
-    assert bench.choose_rows(["first", "text2video"]) == [
-        "text2video-zero-bfloat16", "text2video-zero-float32", "first-video",
+    assert bench.choose_rows(["first", "text2video", "first-video"]) == [
+        "first-video", "text2video-zero-bfloat16", "text2video-zero-float32",
     ]  # fmt: skip
     assert "gpu-sd15-float16" not in bench.choose_rows([])
     with pytest.raises(InputError, match="there is no row 'flux': expected text2video-zero-bfloat16, "):

@@ -66,8 +66,9 @@ def test_the_peak_of_a_child_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert small < 0.9 and large - small == pytest.approx(0.3, abs=0.05)
 
 
-def test_networks_of_both_sides_are_equal() -> None:
-    unet, inputs = network.load_network("tiny", "float32"), network.random_inputs("tiny", 2)
+@pytest.mark.parametrize("shape", ["tiny-sd15", pytest.param("tiny-sdxl", marks=pytest.mark.slow)])
+def test_networks_of_both_sides_are_equal(shape: str) -> None:
+    unet, inputs = network.load_network(shape, "float32"), network.random_inputs(shape, 2)
     for across in (False, True):
         ours = network.evaluate_ours(unet, inputs, "torch", across_frames=across)()
         theirs = network.evaluate_theirs(unet, inputs, Variant("float32", 1), across_frames=across)()

@@ -31,7 +31,7 @@ from kineograph.models.formats.ldm import clip_key_map, unet_key_map, vae_key_ma
 from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.unet.frame_attention import first, own
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph_lab.bench.memory import peak_memory
+from kineograph_lab.bench.memory import measure_peak
 from kineograph_lab.bench.setting import Engine, Setting
 from kineograph_lab.bench.text2video_zero import FULL_SIZE, TINY, save_random_pipeline
 from kineograph_lab.bench.timing import (
@@ -48,7 +48,8 @@ from kineograph_lab.bench.timing import (
 
 SEED, TIMESTEP, TOKENS = 0, 500.0, 77
 SDXL_SIZES = (1024, 1024, 0, 0, 1024, 1024)  # original size, crop corner and target size
-MAX_RATIO = 1.2  # of the difference to float32 over diffusers' own, for equal output
+# Of equal output: ratio of the difference to float32 over diffusers' own; relative difference that is rounding.
+MAX_RATIO, MAX_ROUNDING = 1.2, 1e-4
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)},
     "sdxl": {
@@ -59,8 +60,16 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
-    "tiny": {
+    "tiny-sd15": {
         "sample_size": 8, "cross_attention_dim": 16, "block_out_channels": (32, 64, 64, 64), "attention_head_dim": 4
+    },
+    "tiny-sdxl": {
+        "sample_size": 8, "block_out_channels": (32, 64, 64), "cross_attention_dim": 16,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2), "attention_head_dim": (2, 4, 4), "use_linear_projection": True,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 1328,
     },
 }  # fmt: skip
 # Pythons of environments with the packages that the scripts of this folder need
@@ -110,7 +119,25 @@ def compare_with_diffusers(shape: str, frames: int, dtype: str, setting: Setting
     tried = [{**trial.variant._asdict(), "seconds": trial.seconds} for trial in trials]
     theirs = evaluate_theirs(unet, inputs, trials[0].variant, across_frames=across)
     row = _compare(unet, inputs, partial(time_run, theirs), setting, across_frames=across)
-    return {**row, "dtype": dtype, "frames": frames, "tried": tried}
+    size = (shape, frames, across)
+    return {
+        **row, "dtype": dtype, "frames": frames, "tried": tried,
+        "memory_gb": measure_peak(run_ours, dtype, setting.engine, *size),
+        "their_memory_gb": measure_peak(run_theirs, list(trials[0].variant), *size),
+    }  # fmt: skip
+
+
+def run_ours(dtype: str, engine: Any, shape: str, frames: int, across_frames: bool) -> None:
+    """Evaluate this library's network, in a process whose memory is measured."""
+    unet = load_network(shape, dtype)
+    evaluate_ours(unet, random_inputs(shape, frames), engine, across_frames=across_frames)()
+
+
+def run_theirs(variant: list[Any], shape: str, frames: int, across_frames: bool) -> None:
+    """Evaluate diffusers' network, in a process whose memory is measured."""
+    chosen = Variant(*variant)
+    unet = load_network(shape, chosen.dtype)
+    evaluate_theirs(unet, random_inputs(shape, frames), chosen, across_frames=across_frames)()
 
 
 def compare_with_openvino(setting: Setting) -> dict[str, Any]:
@@ -164,17 +191,17 @@ def compare_with_cpp(setting: Setting) -> dict[str, Any]:
 
 
 def _shape(setting: Setting, name: str) -> str:
-    return "tiny" if setting.quick else name
+    return f"tiny-{name}" if setting.quick else name
 
 
 @cache
 def load_network(shape: str, dtype: str) -> UNet2DConditionModel:
-    """Return a U-Net with random weights, the same at each call, on the device of this machine."""
+    """Return a U-Net with random weights, the same at each call, where and as `kineograph.load` places one."""
     place = choose_placement(dtype=dtype)
     torch.manual_seed(SEED)
     with torch.device(place.device):
         unet = UNet2DConditionModel(**SHAPES[shape])
-    return unet.eval().requires_grad_(False).to(place.dtype)
+    return unet.eval().requires_grad_(False).to(place.dtype).to(memory_format=place.memory_format)
 
 
 def random_inputs(shape: str, frames: int) -> Inputs:
@@ -228,9 +255,10 @@ def evaluate_theirs(
     unet: UNet2DConditionModel, inputs: Inputs, variant: Variant, *, across_frames: bool = False
 ) -> Callable[[], Tensor]:
     """Return a function that evaluates diffusers' network, with weights of its own."""
-    net = copy.deepcopy(unet).to(parse_dtype(variant.dtype))
-    if variant.channels_last:
-        net = net.to(memory_format=torch.channels_last)
+    order = (
+        torch.channels_last if variant.channels_last else torch.contiguous_format
+    )  # the latter is `from_pretrained`'s
+    net = copy.deepcopy(unet).to(parse_dtype(variant.dtype)).to(memory_format=order)
     plain, fused = (
         (CrossFrameAttnProcessor(batch_size=1), CrossFrameAttnProcessor2_0(batch_size=1))
         if across_frames
@@ -298,7 +326,7 @@ def _compare(
     pairs = time_pairs(partial(time_run, ours), theirs, setting.repeats)
     return {
         **summarise_pairs(pairs), "difference": own, "their_difference": their_own,
-        "equal_output": own <= max(MAX_RATIO * their_own, 1e-4), "memory_gb": peak_memory() / 1e9,
+        "equal_output": own <= max(MAX_RATIO * their_own, MAX_ROUNDING),
     }  # fmt: skip
 
 
