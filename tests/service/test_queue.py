@@ -287,6 +287,18 @@ def test_an_idempotency_key_stands_for_one_request_of_one_owner(queue: JobQueue)
     assert len(queue.list_jobs("ann")) == 1
 
 
+def test_requests_with_uploads_are_equal_if_they_were_sent_equal(queue: JobQueue) -> None:
+    def sent(digest: str) -> Job:
+        job_id = new_job_id()
+        options = {"prompt": "a fish", "image": str(queue.files.inputs(job_id) / "image.png")}
+        request = JobRequest("animate", "pocket", options, idempotency_key="one", sent_sha256=digest, job_id=job_id)
+        return queue.submit("ann", request)
+
+    assert sent("a" * 64) == sent("a" * 64)
+    with pytest.raises(IdempotencyError):
+        sent("b" * 64)
+
+
 def test_deleted_jobs_can_be_brought_back_until_they_expire(queue: JobQueue, clock: MovedClock) -> None:
     queue.submit("ann", request())
     job = complete(queue, claim(queue))

@@ -34,7 +34,8 @@ class JobRequest:
         options: of the command and of `load`, by parameter, as in a run file of the command line; JSON values.
         metadata: what the submitter keeps beside them; the queue and its workers do not read it.
         source_id: the job whose result this one changes or extends.
-        idempotency_key: unique for an owner; a second request with it is the first one, if it is equal.
+        idempotency_key: unique for an owner; a second request with it is the first one, if both are equal.
+        sent_sha256: of the request as it was sent, by which equal ones are told; None for that of these values.
         job_id: of `new_job_id`, for files that are there before the job; None for a new one.
     """
 
@@ -45,6 +46,7 @@ class JobRequest:
     priority: int = 0
     source_id: str | None = None
     idempotency_key: str | None = None
+    sent_sha256: str | None = None
     job_id: str | None = None
 
     def __post_init__(self) -> None:

@@ -525,6 +525,8 @@ class JobQueue:
 
 
 def _digest(request: JobRequest) -> str:
+    if request.sent_sha256 is not None:
+        return request.sent_sha256
     parts = {
         "command": request.command,
         "model": request.model,
