@@ -111,7 +111,7 @@ def declare_protocol(
     Args:
         models: hashes of the weight files of every network that generates or measures.
         options: TypedDicts of the options that its videos depend on; their defaults are a part of the protocol.
-        numbers: dtype and device.
+        numbers: dtype, device and engine.
     """
     versions = {"sampler": SAMPLER_VERSION, "metric": METRIC_VERSION, "world": WORLD_VERSION}
     return {

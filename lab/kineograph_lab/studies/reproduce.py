@@ -27,6 +27,7 @@ from kineograph_lab.studies.protocol import (
     read_protocols,
 )
 from kineograph_lab.studies.report import Report, correct_report, write_report
+from kineograph_lab.studies.sample import ENGINE
 from kineograph_lab.studies.splits import TEST, Split
 from kineograph_lab.studies.still_moving import baselines, motion_scales
 from kineograph_lab.studies.study import (
@@ -151,8 +152,8 @@ def prepare_study(study: Study, folder: Path, model: Model, judges: Judges, spli
     analysis = study.analysis
     protocol = declare_protocol(
         hash_models([str(model.settings["source"]), *analysis.models]) | dict(judges.weight_hashes), study.settings,
-        (SharedOptions, *analysis.options), {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type},
-        split,
+        (SharedOptions, *analysis.options),
+        {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type, "engine": ENGINE}, split,
     )  # fmt: skip
     number = find_protocol(protocol, read_protocols(folder, analysis.name))
     machine = describe_machine(model.device.type)

@@ -28,6 +28,7 @@ ImageArray = UInt8[np.ndarray, "1 H W 3"]  # of another size than the video
 DecodedFrames = UInt8[np.ndarray, "f H W 3"]  # of latents of another height and width
 GenerateVideo = Callable[[], Video]
 FPS, FRAMES, SCALE, STEPS = 8.0, 16, 5.0, 25
+ENGINE: Literal["torch"] = "torch"  # of all studies: "auto" depends on what was converted before
 
 
 def generate_frames(
@@ -37,7 +38,7 @@ def generate_frames(
     """Return the video of a case by `generate`, uint8 [f h w 3]."""
     return generate(
         model, case.prompt, num_frames=num_frames, fps=fps, num_inference_steps=steps, guidance_scale=scale,
-        seed=case.seed, motion_strength=1 - motion_scale,
+        seed=case.seed, motion_strength=1 - motion_scale, engine=ENGINE,
     ).frames  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def animate_frames(
         Image.fromarray(image[0]).save(path)
         return animate(
             model, path, case.prompt, first_frame=first_frame, num_frames=FRAMES, fps=FPS, num_inference_steps=steps,
-            guidance_scale=scale, seed=case.seed,
+            guidance_scale=scale, seed=case.seed, engine=ENGINE,
         ).frames  # fmt: skip
 
 

@@ -43,6 +43,7 @@ Outputs = dict[str, list[Any]]
 MODELS = ("pocket", "pocket-video", "pocket-animate", "pocket-edit", *JUDGES)
 FEW: dict[str, Any] = {
     "num_frames": 3, "num_inference_steps": 2, "seed": 3, "height": 64, "width": 64, "guidance_scale": 4.0,
+    "engine": "torch",
 }  # fmt: skip
 SHAPE = (1, 2, 8, 8)
 

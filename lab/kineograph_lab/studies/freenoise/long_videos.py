@@ -37,7 +37,7 @@ from kineograph_lab.studies.claims import (
 )
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.sample import FPS, SCALE, count_evaluations
+from kineograph_lab.studies.sample import ENGINE, FPS, SCALE, count_evaluations
 from kineograph_lab.studies.study import Analysis, Study, computed_values, metric_values
 from kineograph_lab.studies.vidrd.long_videos import CHANGES, PROMPT_METRICS, changes_by_frame, measure_ends
 
@@ -108,7 +108,7 @@ def _generate(
     for case in cases:
         generate_video = partial(
             generate, model, case.prompt, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed,
-            **options,
+            engine=ENGINE, **options,
         )  # fmt: skip
         evaluations[case.number], frames = count_evaluations([model], generate_video)
         videos.append(frames)

@@ -25,6 +25,7 @@ from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.claims import Claim, claim_at_least, claim_ratio_at_least
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
+from kineograph_lab.studies.sample import ENGINE
 from kineograph_lab.studies.study import COMMON_ROWS, Analysis, Study, metric_values
 from kineograph_lab.studies.weights import CONTROLNETS
 from kineograph_lab.world.painting import SIDE
@@ -67,7 +68,7 @@ def generate_with_control(model: Model, case: Case, kind: str, *, steps: int, sc
         maps = Video(render_shot_maps(kind, case.shot), FPS).save(Path(folder) / "maps")
         return generate(
             model, case.prompt, control={f"{kind}-map": maps}, num_inference_steps=steps, guidance_scale=scale,
-            seed=case.seed,
+            seed=case.seed, engine=ENGINE,
         ).frames  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from kineograph_lab.studies.claims import (
 )
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
+from kineograph_lab.studies.sample import ENGINE
 from kineograph_lab.studies.study import COMMON_ROWS, Analysis, Study, metric_values
 from kineograph_lab.world.painting import SIDE
 from kineograph_lab.world.truth import ground_truth
@@ -59,7 +60,7 @@ def _generate(model: Model, strength: float, steps: int, cases: Sequence[Case]) 
     return [
         generate(
             model, case.prompt, num_frames=NUM_FRAMES, camera=MOTION, num_inference_steps=steps, guidance_scale=SCALE,
-            smooth_background=strength, seed=case.seed,
+            smooth_background=strength, seed=case.seed, engine=ENGINE,
         ).frames
         for case in cases
     ]  # fmt: skip

@@ -38,7 +38,7 @@ from kineograph_lab.studies.claims import (
 from kineograph_lab.studies.frame_metrics import sharpness, watermark_correlation
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.sample import generate_frames
+from kineograph_lab.studies.sample import ENGINE, generate_frames
 from kineograph_lab.studies.study import PROMPT_ROWS, Analysis, Study, metric_values
 from kineograph_lab.world.captions import caption_image
 from kineograph_lab.world.world import render_clip
@@ -124,7 +124,7 @@ def generate_with_both(
     return [
         generate(
             image_model_for(case), image_prompt(case), video_model=video, method="video-elevator", num_frames=FRAMES,
-            fps=FPS, num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed, **named(case),
+            fps=FPS, num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed, engine=ENGINE, **named(case),
         ).frames
         for case in cases
     ]  # fmt: skip

@@ -24,7 +24,7 @@ from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.claims import SMOOTH, Claim, claim_better, claim_ratio_within, claim_within
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.sample import SCALE
+from kineograph_lab.studies.sample import ENGINE, SCALE
 from kineograph_lab.studies.study import Analysis, GenerateClips, Study, metric_values
 
 FRAMES, FPS = 8, 8.0  # of a clip, as in the paper
@@ -92,7 +92,7 @@ def generate_long_videos(
     return [
         generate(
             model, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
-            seed=case.seed, **with_clips,
+            seed=case.seed, engine=ENGINE, **with_clips,
         ).frames
         for case in cases
     ]  # fmt: skip
