@@ -156,7 +156,7 @@ def prepare_study(study: Study, folder: Path, model: Model, judges: Judges, spli
         {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type, "engine": ENGINE}, split,
     )  # fmt: skip
     number = find_protocol(protocol, read_protocols(folder, analysis.name))
-    machine = describe_machine(model.device.type)
+    machine = machine_kind(model.device.type)
     stamp = {"protocol": number, "split": split, "commit": current_commit(), "machine": machine}
     return PreparedStudy(study, protocol, stamp)
 
@@ -242,8 +242,8 @@ def current_commit() -> str:
     return result.stdout.strip()
 
 
-def describe_machine(device: str) -> str:
-    """Return the kind of this machine in words, by which measured seconds are compared: processor and threads, or GPU."""
+def machine_kind(device: str) -> str:
+    """Return processor and threads, or the GPU: seconds are compared on machines of one kind."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
