@@ -27,7 +27,7 @@ def classifier_free_guidance(denoise_cond: Denoise, denoise_uncond: Denoise, sca
 
     def denoise(x: Latents, sigma: float) -> Latents:
         uncond, cond = _evaluate_all((denoise_uncond, denoise_cond), x, sigma)
-        return uncond + scale * (cond - uncond)
+        return (cond - uncond).mul_(scale).add_(uncond)  # in place: a long video's latents are large
 
     return denoise
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 from cases.public_layouts import sd, sdxl
 
 import kineograph as kg
+from kineograph.cli.options import _form
 from kineograph.errors import InputError, InputWarning
 from kineograph.generation import call
 from kineograph.models import memory
@@ -30,6 +34,8 @@ from kineograph.models.memory import (
 )
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae.autoencoder import tiled
+from kineograph.options import declared
+from kineograph.request import ImageModelOptions
 
 SMALL: Any = {"num_frames": 2, "num_inference_steps": 1, "height": 64, "width": 64, "seed": 0}
 RUN = Run(videos=1, frames=4, height=64, width=64)
@@ -166,3 +172,32 @@ def test_offloading_is_refused_on_a_cpu() -> None:
         kg.load(device="cpu", offload="sequential")
     with pytest.raises(InputError, match="`offload` does nothing for a pipeline"):
         kg.load(sd(), offload="model")
+
+
+def test_chunk_size_is_a_number_or_auto_on_the_command_line() -> None:
+    form = _form(declared(ImageModelOptions)["chunk_size"])
+    assert [form.parse(text, "") for text in ("4", "auto", "x")] == [4, "auto", "x"]
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import kineograph as kg
+
+video = kg.generate("pocket", "a red fish", num_frames=int(sys.argv[1]), num_inference_steps=1, seed=0, engine="torch")
+video.save(sys.argv[2])
+status = Path("/proc/self/status").read_text()
+print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
+    """In processes of their own, since a process keeps its peak."""
+    peaks = []
+    for frames in (16, 1000):
+        command = [sys.executable, "-W", "ignore", "-c", PEAK, str(frames), str(tmp_path / f"{frames}.mp4")]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] / peaks[0] <= 1.1

@@ -28,6 +28,7 @@ from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.hooks import offload
 from kineograph.models.loading.provenance import collect_provenance
+from kineograph.models.memory import trim_heap
 from kineograph.plan import Plan, SamplingRun, text_chunks
 from kineograph.request import SETTINGS_VERSION, SharedOptions, tensor_label
 from kineograph.samplers import Step
@@ -187,8 +188,11 @@ def generate_frames(plan: Plan, on_step: OnStep | None) -> Iterator[np.ndarray]:
 
 
 def _decode(plan: Plan, latents: Latents) -> Iterator[np.ndarray]:
+    trim_heap()
     for chunk in plan.model.decode_chunks(latents):
         yield np.stack([Video.from_tensor(video).frames for video in chunk])
+        del chunk
+        trim_heap()
 
 
 def _sample_clips(

@@ -143,9 +143,13 @@ def sample(
         if len(steps) < len(alone):  # at T' frame 0 is warped, not evaluated
             yield step
     at_t, before, at_t_prime = steps[len(until(sigmas, renoise_to)) - 1], steps[-2], steps[-1]
-    x0, first_noise = warp(before.x0, (at_t_prime.x - before.x0) / at_t_prime.sigma)
-    others = renoise(add_noise(x0, first_noise, at_t_prime.sigma), noise[:, 1:], at_t_prime.sigma, at_t.sigma)
-    yield from sampler(denoise, torch.cat([at_t.x, others], dim=1), starting_at(sigmas, renoise_to))
+
+    def at_renoised() -> Latents:
+        x0, first_noise = warp(before.x0, (at_t_prime.x - before.x0) / at_t_prime.sigma)
+        others = renoise(add_noise(x0, first_noise, at_t_prime.sigma), noise[:, 1:], at_t_prime.sigma, at_t.sigma)
+        return torch.cat([at_t.x, others], dim=1)
+
+    yield from sampler(denoise, at_renoised(), starting_at(sigmas, renoise_to))  # holds no other latents of all frames
 
 
 def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) -> None:

@@ -8,8 +8,10 @@ networks of OpenVINO.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -202,6 +204,13 @@ def available_memory(device: str) -> float | None:
     if device != "cpu" or not file.is_file():
         return None
     return float(_read_kilobytes(file)["MemAvailable"])
+
+
+def trim_heap() -> None:
+    """Return free memory between allocations to the system, where malloc is glibc's: it would keep much of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def resident_memory() -> float:
