@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the declarations of a method's options are read without dif
     from kineograph.models.conditioning.condition import Condition
     from kineograph.models.description import Description
     from kineograph.models.model import Model
+    from kineograph.models.openvino.choice import EngineChoice
     from kineograph.models.schedule import Schedule
     from kineograph.models.unet.deepcache import DeepCache
     from kineograph.models.unet.frame_attention import FrameAttention
@@ -125,6 +126,7 @@ class Plan:
     start_footage       the video whose frames sampling starts from: one, or none
     strength            share of the steps that are sampled, see `methods.sdedit`
     image               the image that the video starts from: one, or none
+    engine              library that computes the networks, and why
     options             all options, with defaults; see `read`
     clip                number of the clip of a long video
     guide               (bind, cond, uncond) -> the guided model
@@ -163,6 +165,7 @@ class Plan:
     start_footage: tuple[Footage, ...]
     strength: float
     image: tuple[InputImage, ...]
+    engine: EngineChoice
     options: Mapping[str, Any]
     guide: Guide
     clip: int = 0

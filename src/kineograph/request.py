@@ -109,15 +109,16 @@ def tensor_label(values: torch.Tensor) -> str:
     return memory_label("tensor", " x ".join(map(str, values.shape)), digest)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "quality": {"num_inference_steps": 20, "guidance_scale": 7.5},
-    "balanced": {"sampler": "dpmpp-2m", "spacing": "trailing", "num_inference_steps": 12, "guidance_scale": 5.0},
-    "fast": {
-        "sampler": "dpmpp-2m", "spacing": "trailing", "num_inference_steps": 12, "guidance_scale": 5.0,
-        "guidance_end": 0.8,
-    },
-    "paper": {"num_inference_steps": 50, "guidance_scale": 7.5},
+_FEW_STEPS: Mapping[str, Any] = {
+    "sampler": "dpmpp-2m", "spacing": "trailing", "guidance_scale": 5.0, "guidance_end": 0.8,
 }  # fmt: skip
+# chosen by lab/benchmarks/presets.py, see docs/samplers.md
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quality": {**_FEW_STEPS, "num_inference_steps": 20},
+    "balanced": {**_FEW_STEPS, "num_inference_steps": 12},
+    "fast": {**_FEW_STEPS, "num_inference_steps": 8},
+    "paper": {"num_inference_steps": 50, "guidance_scale": 7.5},
+}
 
 
 class SharedOptions(TypedDict, total=False):
@@ -284,6 +285,16 @@ class SharedOptions(TypedDict, total=False):
             shown_default="the one that fits the models",
         ),
     ]
+    engine: Annotated[
+        Literal["auto", "torch", "openvino"],
+        option(
+            "auto",
+            "Library that computes the networks on a CPU. openvino takes about two thirds of torch's time, after a "
+            "conversion that takes from 5 seconds to a minute and is stored; auto uses it where that saves time.",
+            group="Model",
+            hint="pip install 'kineograph[cpu]'",
+        ),
+    ]
     batch_size: Annotated[
         Integer | None,
         option(
@@ -440,7 +451,9 @@ def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings["sampler"] = settings.pop("solver")
     if version < 2:
         settings = _migrate_from_1(settings)
-    return settings if version == SETTINGS_VERSION else _migrate_from_2(settings)
+    if version < SETTINGS_VERSION:
+        settings = _migrate_from_2(settings)
+    return {"engine": "torch", **settings}  # the only one, where none is recorded
 
 
 def _migrate_from_2(settings: dict[str, Any]) -> dict[str, Any]:

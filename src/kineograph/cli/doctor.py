@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Annotated, NamedTuple
 
 import typer
-from packaging.requirements import Requirement
 from rich.markup import escape
 
 from kineograph.cli import terminal
@@ -92,6 +91,8 @@ def _memory() -> str:
 
 def _libraries() -> Iterator[Finding]:
     """Compare the installed versions with the package's requirements; name the main ones, and others if they fail."""
+    from packaging.requirements import Requirement  # here, as every command's start imports this file
+
     needed = [each for each in map(Requirement, requires("kineograph") or ()) if each.marker is None]
     for requirement in sorted(needed, key=lambda each: (*LIBRARIES, each.name).index(each.name)):
         name, to_do = requirement.name, f"pip install '{requirement}'"

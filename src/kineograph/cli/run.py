@@ -127,6 +127,8 @@ def run_and_save(
     plan = _resolve(sources, prompts, options)
     if options["seed"] is not None:
         terminal.print_message(f"seed {options['seed']}")
+    if plan.engine.engine != "torch":
+        terminal.print_message(f"engine {plan.engine.engine}: {plan.engine.reason}")
     from kineograph.generation.run import run_all
 
     with terminal.progress_bar("generating") as show:

@@ -26,6 +26,7 @@ from kineograph.models.conditioning.prompt_weights import other_syntax, plain_te
 from kineograph.models.description import check_size, describe_model
 from kineograph.models.memory import MOST_CHUNK, Run, check_fits, fit_run, free_memory, parse_size
 from kineograph.models.model import Model
+from kineograph.models.openvino.choice import EngineChoice, Work, choose_engine, refusal
 from kineograph.models.schedulers import departures
 from kineograph.models.vae.autoencoder import tiled
 from kineograph.motion import frame_warp, parse
@@ -214,6 +215,11 @@ def resolve(
         model = replace(model, vae=tiled(model.vae, model.temporal_decoder))
     for latents in inputs.latents:
         _check_latents(latents, latent_shape, decided.num_frames)
+    engine = _choose_engine(combination, model, decided, latent_shape)
+    if engine.engine != "torch":
+        model = replace(model, engine=engine.engine)
+        if video_model is not None and refusal(video_model) is None:
+            video_model = replace(video_model, engine=engine.engine)
     return Plan(
         model=model,
         second_model=() if video_model is None else (video_model,),
@@ -231,9 +237,28 @@ def resolve(
         motion_strength=options["motion_strength"],
         control_footage=inputs.controls,
         image=inputs.image,
+        engine=engine,
         options=options,
         guide=partial(guide_by_text, options["guidance_scale"]),
     )
+
+
+def _choose_engine(
+    combination: Combination, model: Model, decided: Decided, latent_shape: tuple[int, ...]
+) -> EngineChoice:
+    """Return the engine of a run; see `choose_engine`."""
+    options, frames = combination.options, decided.num_frames
+    together = min(frames, decided.chunk_size if model.temporal is None else decided.window)
+    branches = 2 if options["guidance_scale"] > 1 else 1
+    videos, _, height, width = latent_shape
+    work = Work(
+        evaluations=options["num_inference_steps"] * branches * options["clips"],
+        latent_pixels=videos * frames * height * width,
+        graphs=(1 if together == frames else 2) + len(options["control"]),
+        shape=(combination.method, latent_shape, frames, together, branches, sorted(options["control"])),
+    )
+    limited = options["engine"] == "auto" and options["memory"] is not None  # that of converted networks is not known
+    return choose_engine("torch" if limited else options["engine"], model, work)
 
 
 def _seeds(seed: int | tuple[int, ...] | None, count: int) -> tuple[int, ...]:
@@ -333,7 +358,7 @@ def default_batch_size(plan: Plan) -> int:
 
 def recorded_options(plan: Plan) -> dict[str, Any]:
     """Return the options that the plan reads and that change the frames, with its values, as JSON values."""
-    resolved = {name: getattr(plan, name) for name in RESOLVED}
+    resolved = {name: getattr(plan, name) for name in RESOLVED} | {"engine": plan.engine.engine}
     if plan.window:
         resolved |= {"window": plan.window, "overlap": plan.overlap if len(plan.frames) > plan.window else None}
     values = {**plan.options, **resolved, "camera": plan.camera}

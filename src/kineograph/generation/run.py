@@ -58,6 +58,10 @@ def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
         batch = plan.part(numbers.start, numbers.stop)
         videos += [run_with_files(batch, numbers.start, on_step)] if keeps else run(batch, on_step)
     _offload(plan)
+    if plan.engine.key:
+        from kineograph.models.openvino.engine import shared_engine
+
+        shared_engine().finish(plan.engine.key)
     _warn_of_unchanged(plan, videos)
     return videos
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -27,9 +27,9 @@ from kineograph.models.lora_layers import lora_names
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
 from kineograph.models.temporal.config import TemporalConfig
-from kineograph.models.unet.deepcache import DeepCache, DeepFeatures, check_branch, reuse_features
+from kineograph.models.unet.deepcache import DeepCache, check_branch, reuse_features, with_features
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
-from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.models.unet.video_unet import RunLayers, VideoUNet
 from kineograph.models.unet.windows import (
     AttentionWindows,
     FrameWindow,
@@ -61,6 +61,7 @@ class Model:
     temporal_decoder  temporal layers of the VAE's decoder
     subject           the prompt's words for the subject or style that the model was customised to
     learned_words     the words that its LoRAs were trained for
+    engine            the library that evaluates the U-Net and the ControlNets
 
     `to`, `load_lora_weights` and `unload_lora_weights` return a new model that shares the weights with this one.
     """
@@ -81,6 +82,7 @@ class Model:
     temporal_decoder: TemporalDecoder | None = None
     subject: str | None = None
     learned_words: tuple[str, ...] = ()
+    engine: Literal["torch", "openvino"] = "torch"
 
     def __repr__(self) -> str:
         """Name, kind, size, placement and number of parameters; in a second line what was added to the networks."""
@@ -308,28 +310,43 @@ class Model:
             motion_scale=motion_scale, spatial_scale=spatial_scale, attention_windows=attention_windows or one_window,
         )  # fmt: skip
 
-        def video_network(z: Latents, t: Tensor, deep: DeepFeatures | None = None) -> Latents:
+        def video_network(run_layers: RunLayers, z: Latents, t: Tensor) -> Latents:
             assert self.temporal is not None
             if attention_windows is not None:
-                return net(z.to(self.device), t, deep=deep).to(z.device)
+                return net(z.to(self.device), t, run_layers=run_layers).to(z.device)
             ranges = window_ranges(self.temporal, window, overlap, z.shape[1])
             windows = [FrameWindow(each, pyramid(len(each))) for each in ranges]
             output = average_windows(
-                lambda part, numbers: net(part, t, frames=numbers, deep=deep), z.to(self.device), windows
+                lambda part, numbers: net(part, t, frames=numbers, run_layers=run_layers), z.to(self.device), windows
             )
             return output.to(z.device)
 
-        def image_network(z: Latents, t: Tensor, deep: DeepFeatures | None = None) -> Latents:
+        def image_network(run_layers: RunLayers, z: Latents, t: Tensor) -> Latents:
             cache: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
             chunks = autoencoder.split_frames(z.to(self.device), chunk_size)
-            outputs = [net(part, t, frames=numbers, cache=cache, deep=deep) for numbers, part in chunks]
-            return torch.cat(outputs, dim=1).to(z.device)
+            outputs = torch.empty_like(z)  # a list of parts would lie between the activations of one chunk and the next
+            for numbers, part in chunks:
+                outputs[:, numbers.start : numbers.stop] = net(
+                    part, t, frames=numbers, cache=cache, run_layers=run_layers
+                )
+            return outputs
 
-        network = image_network if self.temporal is None else video_network
+        def bind_layers(run_layers: RunLayers) -> Denoise:
+            return self.schedule.denoise(partial(image_network if self.temporal is None else video_network, run_layers))
+
+        run_layers = self._run_layers()
         if deepcache is None:
-            return self.schedule.denoise(network)
+            return bind_layers(run_layers)
         check_branch(deepcache.branch, describe_model(self).skips)
-        return reuse_features(lambda deep: self.schedule.denoise(partial(network, deep=deep)), deepcache)
+        return reuse_features(lambda features: bind_layers(with_features(run_layers, features)), deepcache)
+
+    def _run_layers(self) -> RunLayers:
+        """Return the function that evaluates the U-Net's layers."""
+        if self.engine == "torch":
+            return VideoUNet.run_layers
+        from kineograph.models.openvino.engine import shared_engine
+
+        return shared_engine().run_unet(self.net)
 
     def _refuse_moved(self) -> None:
         """Raise InputError if the networks were moved for another model, see `to`."""

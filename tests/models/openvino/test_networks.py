@@ -19,9 +19,9 @@ from kineograph.models.openvino.engine import Engine
 from kineograph.models.temporal.adapters import MotionAdapter, SpatialAdapter
 from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.cross_attention import project_image_tokens
-from kineograph.models.unet.deepcache import DeepFeatures
+from kineograph.models.unet.deepcache import DeepFeatures, with_features
 from kineograph.models.unet.frame_attention import first, first_and_previous
-from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.models.unet.video_unet import RunLayers, VideoUNet
 from kineograph.models.unet.windows import FrameWindow, pyramid
 
 pytestmark = pytest.mark.slow  # each graph takes a second
@@ -99,26 +99,25 @@ def test_adapters_have_the_scale_of_each_video(engine: Engine) -> None:
 def test_memory_of_earlier_frames(engine: Engine, *, deep: bool) -> None:
     net = VideoUNet(unet())
 
-    def in_chunks(t: float, features: DeepFeatures | None, **given: object) -> Tensor:
+    def in_chunks(t: float, run_layers: RunLayers) -> Tensor:
         cache = {}
         parts = [
             net(
-                Z[:, a:b], t, COND, frame_attention=first_and_previous, frames=range(a, b), cache=cache, deep=features,
-                **given,
+                Z[:, a:b], t, COND, frame_attention=first_and_previous, frames=range(a, b), cache=cache,
+                run_layers=run_layers,
             )
             for a, b in pairwise((0, 2, 3, 4))
         ]  # fmt: skip
         return torch.cat(parts, dim=1)
 
-    def run(**given: object) -> Tensor:
+    def run(run_layers: RunLayers) -> Tensor:
         if not deep:
-            return in_chunks(T, None, **given)
+            return in_chunks(T, run_layers)
         features = DeepFeatures(1, False, {})
-        in_chunks(521.0, features, **given)
-        return in_chunks(T, features._replace(reuse=True), **given)
+        in_chunks(521.0, with_features(run_layers, features))
+        return in_chunks(T, with_features(run_layers, features._replace(reuse=True)))
 
-    wanted = run()
-    got = run(run_layers=engine.run_unet(net))
+    wanted, got = run(VideoUNet.run_layers), run(engine.run_unet(net))
     assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 

@@ -21,7 +21,6 @@ from kineograph.models.temporal.layers import AttentionPolicy, frames_to_plane, 
 from kineograph.models.temporal.temporal_layers import AfterLayer, TemporalLayers
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.cross_attention import TokenKeyValues
-from kineograph.models.unet.deepcache import DeepFeatures
 from kineograph.models.unet.forward import (
     AddedResiduals,
     CallStage,
@@ -122,7 +121,6 @@ class VideoUNet(nn.Module):
         motion_scale: AdapterScale = 0.0,
         spatial_scale: AdapterScale = 1.0,
         attention_windows: AttentionWindows = one_window,
-        deep: DeepFeatures | None = None,
         run_layers: RunLayers | None = None,
     ) -> Latents:
         """Return the network's raw output for frames `z` of a video, in the dtype of `z`.
@@ -138,7 +136,6 @@ class VideoUNet(nn.Module):
             motion_scale, spatial_scale: of the adapters, for all samples or one each, `[b]`; at 0 the result is that
                 without the adapter, to the bit. At motion_scale 1 a video is frozen; below 0 it moves more.
             attention_windows: the windows of frames in temporal attention, see `AttentionPolicy`.
-            deep: the features of DeepCache that this pass reads or writes.
             run_layers: computes `VideoUNet.run_layers`, by torch by default.
 
         Raises InputError if a frame reads one that is neither in `frames` nor in the cache, or the condition is not for
@@ -164,18 +161,15 @@ class VideoUNet(nn.Module):
                 _check_resampling(condition, numbers, frame_attention, cache)
             temb = _add_frame_rate(self.temporal, fps, temb)
         added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, cache)
-        feature = None if deep is None else deep.feature(numbers[0])
-        x, feature = (run_layers or VideoUNet.run_layers)(
+        x, _ = (run_layers or VideoUNet.run_layers)(
             self,
             _add_channels(z, condition.channels, numbers),
             AddedResiduals(*(added or ())),
-            LayerInputs(temb, key_values, groups, cache, call_stage=self.call_stage, deep=feature),
+            LayerInputs(temb, key_values, groups, cache, call_stage=self.call_stage),
             TemporalSettings(motion_scale, spatial_scale, attention_windows),
         )
         if cache is not None:
             drop_unread(cache, groups)
-        if deep is not None and feature is not None:
-            deep.tensors[numbers[0]] = feature
         return x.unflatten(0, z.shape[:2]).to(z.dtype)
 
     def run_layers(
