@@ -34,20 +34,22 @@ WORKERS = 2
 
 
 def start_worker(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a worker whose messages are appended to a file."""
+    """Start a worker, named host:process:device, whose messages are appended to a file."""
     command = [sys.executable, "-m", "kineograph", "worker", str(folder), "--device", "cpu", "--dtype", "float32"]
     with (folder / "workers.log").open("ab") as log:
         return subprocess.Popen(command, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def kill_at_random(queue: JobQueue, kills: int, longest: float, chance: random.Random) -> int:
-    """Run workers until no job is left, and kill one every `longest` seconds or sooner; return the number of kills."""
+    """Run workers until no job is left, and kill a busy one every `longest` seconds or sooner; return how often."""
     workers = [start_worker(queue.folder) for _ in range(WORKERS)]
     killed = 0
     while (counts := queue.count_jobs())["queued"] + counts["in_progress"]:
         time.sleep(chance.uniform(0, longest))
-        if killed < kills and queue.count_jobs()["in_progress"]:
-            number = chance.randrange(WORKERS)
+        holding = {str(job.lease_owner).split(":")[1] for job in queue.list_jobs(states=["in_progress"])}
+        busy = [number for number, each in enumerate(workers) if str(each.pid) in holding]
+        if killed < kills and busy:
+            number = chance.choice(busy)
             workers[number].kill()
             workers[number].wait()
             workers[number] = start_worker(queue.folder)

@@ -89,7 +89,8 @@ def run_worker(queue: JobQueue, models: LoadedModels, name: str, stop: threading
         else:
             if job is None:
                 stop.wait(POLL_SECONDS)
-    queue.withdraw(name)
+    with suppress(sqlite3.OperationalError):  # it counts as ended after a while anyway
+        queue.withdraw(name)
 
 
 def run_job(queue: JobQueue, models: LoadedModels, job: Job, stop: threading.Event) -> None:
