@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from kineograph.cli import terminal
+from kineograph.cli import quick_imports, terminal
 from kineograph.cli.options import Json, Output, load_arguments, load_flags, save_options
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError
@@ -80,8 +80,9 @@ def replay(
     saved = {name: given.pop(name) for name in save_options() if name in given}
     if not model and (others := [f"`{name}`" for name in given if name != "device"]):
         raise InputError(f"{' and '.join(others)}: expected the model that they belong to, by `model`")
-    from kineograph.generation import recorded
-    from kineograph.request import NUM_FRAMES
+    with quick_imports():
+        from kineograph.generation import recorded
+        from kineograph.request import NUM_FRAMES
 
     video = recorded.read_recorded_video(file)
     sources = recorded.list_named_sources(video, ["model"] if model else [])
