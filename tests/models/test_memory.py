@@ -30,7 +30,7 @@ from kineograph.models.memory import (
     count_live_bytes,
     fit_run,
     measure,
-    parse_size,
+    parse_memory_size,
 )
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae.autoencoder import tiled
@@ -62,13 +62,13 @@ def on_gpu(model: kg.Model, **more: Any) -> kg.Model | Any:
 
 @pytest.mark.parametrize(("text", "size"), [("6GB", 6e9), (" 1.5 GiB", 1.5 * 2**30), ("500mb", 5e8)])
 def test_sizes_are_read(text: str, size: float) -> None:
-    assert parse_size(text) == size
+    assert parse_memory_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["6", "GB", "-6GB", "6 QB", "0GB", "1e9B"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="`memory` is a size such as 6GB"):
-        parse_size(text)
+        parse_memory_size(text)
 
 
 @pytest.mark.parametrize("layout", [sd, pytest.param(sdxl, marks=pytest.mark.slow)])

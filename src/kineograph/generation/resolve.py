@@ -24,7 +24,7 @@ from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipOptions
 from kineograph.models.conditioning.prompt_weights import other_syntax, plain_text
 from kineograph.models.description import check_size, describe_model
-from kineograph.models.memory import MOST_CHUNK, Run, check_fits, fit_run, free_memory, parse_size
+from kineograph.models.memory import MOST_CHUNK, Run, check_fits, fit_run, free_memory, parse_memory_size
 from kineograph.models.model import Model
 from kineograph.models.openvino.choice import EngineChoice, Work, choose_engine, refusal
 from kineograph.models.schedulers import departures
@@ -188,7 +188,7 @@ def fit_memory(combination: Combination, num_frames: int, height: int, width: in
         return run._replace(frames=chunk)
     if combination.video_model is not None:
         raise InputError("`memory` and a `chunk_size` of auto are for one model, and here are two: give a `chunk_size`")
-    given = None if options["memory"] is None else parse_size(options["memory"])
+    given = None if options["memory"] is None else parse_memory_size(options["memory"])
     limit = free_memory(model) if given is None else given
     return run._replace(frames=chunk) if limit is None else fit_run(model, run, limit, by_frames_alone=given is None)
 

@@ -129,7 +129,7 @@ def _batches(plan: Plan, size: int) -> Iterator[range]:
 def run(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
     """Run a plan; return the videos of its batch, with the settings that generate each again."""
     settings = _settings(plan)
-    return _videos(plan, settings, generate_frames(plan, on_step), on_step)
+    return _videos(plan, settings, _generate_frames(plan, on_step), on_step)
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def _videos(
     videos = [Video(frames, plan.fps) for frames in collect_frames(chunks)]
     if plan.options["refine_size"]:
         passes = [sdedit.second_pass(plan, video, number) for number, video in enumerate(videos)]
-        refined = [collect_frames(generate_frames(each, on_step))[0] for each in passes]
+        refined = [collect_frames(_generate_frames(each, on_step))[0] for each in passes]
         videos = [Video(frames, plan.fps) for frames in refined]
     sources = [each for each in reversed(plan.footage) if each.fps == plan.fps]  # the edited video, then the controls
     sound = next((sound for each in sources if (sound := each.sound()) is not None), None)
@@ -185,7 +185,7 @@ def _video_settings(plan: Plan, number: int) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != ""}
 
 
-def generate_frames(plan: Plan, on_step: OnStep | None) -> Iterator[np.ndarray]:
+def _generate_frames(plan: Plan, on_step: OnStep | None) -> Iterator[np.ndarray]:
     """Generate the frames of a plan's clips a few at a time: uint8 [b f h w 3]."""
     for latents, _ in _sample_clips(plan, on_step, ClipState(), vidrd.before_last):
         yield from _decode(plan, latents)

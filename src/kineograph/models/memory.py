@@ -87,7 +87,7 @@ class Peak(NamedTuple):
         return max(self)
 
 
-def parse_size(text: str) -> int:
+def parse_memory_size(text: str) -> int:
     """Return the bytes of a size such as 6GB, 500MB or 5.5GiB. Raises InputError for another text."""
     match = SIZE.fullmatch(text)
     if match is None or not (size := int(float(match[1]) * UNITS.get(match[2].upper(), 0))):
