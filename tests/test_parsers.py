@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kineograph.cli.options import parse_lora, parse_named, parse_numbers
 from kineograph.errors import InputError
+from kineograph.generation.check import check_prompts
 from kineograph.hub import local_path
 from kineograph.media.codecs import FrameFile, select_frames
 from kineograph.media.dataset import open_dataset
@@ -19,6 +20,7 @@ from kineograph.media.frames import BrokenFile
 from kineograph.media.metadata import existing_path
 from kineograph.media.shards import expand_braces
 from kineograph.methods.sdedit import parse_size
+from kineograph.models.conditioning.prompt_weights import take_loras
 from kineograph.models.unet.windows import overlapping_windows
 from kineograph.motion import Motion, camera_offset, parse
 
@@ -110,6 +112,23 @@ def test_few_frames_with_hours_between_them_are_refused() -> None:
 @given(st.lists(FINITE, max_size=5))
 def test_numbers_written_as_text_are_read_again(numbers: list[float]) -> None:
     assert parse_numbers(",".join(map(repr, numbers)), "a list") == tuple(numbers)
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        lambda: parse_lora(f"{'a' * 5000}=x"),
+        lambda: take_loras(f"a cat <lora:{'a' * 5000}:x>"),
+        lambda: take_loras(f"a cat <hypernet:{'a' * 5000}:1>"),
+        lambda: check_prompts([f"a [{'a' * 5000}:0.5]"], "a1111"),
+        lambda: check_prompts([f"({'a' * 5000}:1300)"], "a1111"),
+        lambda: check_prompts([f"<lora:{'a' * 5000}:1>"], "a1111"),
+    ],
+)
+def test_long_texts_are_not_repeated_in_messages(parse: Callable[[], object]) -> None:
+    with pytest.raises(InputError) as caught:
+        parse()
+    assert len(str(caught.value)) < 1000
 
 
 @given(st.integers(0, 99999), st.integers(0, 99999))

@@ -24,6 +24,7 @@ MAX_FRAMES = 4096
 MEMORY_LABEL = re.compile(r"(image|video|tensor) in memory \(.*, sha256 [0-9a-f]{16}\)")
 MAX_PATH = 300  # characters of a path in a message
 SHOWN_LENGTH = 100  # characters of a value in a message
+SHOWN_ERROR = 240  # characters of another library's error, or of a problem in a list
 MAX_JSON_BYTES = 64 << 20  # of a file; the largest index of a sharded checkpoint has a few
 MAX_DEPTH = 64  # of lists and mappings in one another
 MAX_INTEGER = 2**63 - 1
@@ -75,6 +76,12 @@ def shown_path(path: object) -> str:
     """Return a path for a message; the beginning of a very long one, since texts that are no path may be long."""
     text = str(path)
     return text if len(text) <= MAX_PATH else f"{text[:SHOWN_LENGTH]}..."
+
+
+def in_one_line(error: object) -> str:
+    """Return the beginning of a text of several lines or any length, such as an error of another library."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= SHOWN_ERROR else f"{text[:SHOWN_ERROR]}..."
 
 
 def check_text(name: str, value: object) -> None:

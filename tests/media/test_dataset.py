@@ -226,3 +226,10 @@ def test_an_empty_dataset_is_refused_with_what_was_looked_for_and_found(tmp_path
         open_dataset(tmp_path / "s-{0..2}.tar")
     with pytest.raises(InputError, match=r"Found: 1 of \.parquet"):
         open_dataset(tmp_path / "x" / "a.parquet")
+
+
+def test_long_names_of_files_are_shortened_in_messages(tmp_path: Path) -> None:
+    files(tmp_path, {"metadata.csv": f"file_name,caption\n{'a' * 200}/{'b' * 5000}.mp4,a fish\n"})
+    with pytest.raises(InputError, match="holds nothing to train on") as caught:
+        open_dataset(tmp_path)
+    assert len(str(caught.value)) < 1500

@@ -16,7 +16,7 @@ from kineograph.errors import InputError
 from kineograph.media.dataset_layouts import DatasetItem, media_kind
 from kineograph.media.frames import BrokenFile
 from kineograph.media.images import center_crop_resize
-from kineograph.media.seek import decode_frames_at, read_timing
+from kineograph.media.seek import _frame_rate, decode_frames_at, read_timing
 from kineograph.media.shards import FileRange, FileSlice, list_tar_members, open_range
 from kineograph.media.training_clips import Clip, load_clip, random_crop
 
@@ -325,3 +325,16 @@ def test_files_that_are_not_videos_are_reported_with_the_reason(tmp_path: Path) 
         with pytest.raises(BrokenFile, match=f"^{name} {reason}") as raised:
             cut(tmp_path / name, num_frames=1)
         assert isinstance(raised.value, InputError)
+
+
+def test_a_size_beyond_all_memory_is_damage(tmp_path: Path) -> None:
+    whole = movie(tmp_path / "a.mp4", numbered(4)).read_bytes()
+    count = whole.index(b"stts") + 8  # of the durations
+    (tmp_path / "b.mp4").write_bytes(whole[:count] + b"\x7f\xff\xff\xf0" + whole[count + 4 :])
+    with pytest.raises(BrokenFile, match=r"^b\.mp4 cannot be decoded \(it states sizes that need too much memory"):
+        cut(tmp_path / "b.mp4", num_frames=1)
+
+
+def test_uneven_steps_have_their_mean_as_frame_rate(tmp_path: Path) -> None:
+    assert _frame_rate([0.0, 0.04, 0.2], 0.0) == pytest.approx(10)
+    assert _frame_rate([0.0, 0.04, 0.08, 0.2], 0.0) == pytest.approx(25)

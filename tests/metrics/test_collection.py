@@ -83,7 +83,7 @@ def test_prompts_are_read_from_csv_and_jsonl(tmp_path) -> None:
         with pytest.raises(InputError, match=message):
             read_prompts(table)
     lines.write_text("nonsense\n")
-    with pytest.raises(InputError, match="line 1: expected a JSON object, got 'nonsense'"):
+    with pytest.raises(InputError, match="line 1 is not JSON"):
         read_prompts(lines)
     with pytest.raises(InputError, match=r"neither a .csv nor a .jsonl"):
         read_prompts(tmp_path / "prompts.xml")

@@ -1,6 +1,7 @@
 """Settings files, overrides, and the messages for invalid ones."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,6 +63,22 @@ def test_messages_name_file_field_and_expectation(file: Path, text: str, message
     with pytest.raises(InputError) as raised:
         load(file, text)
     assert str(raised.value).startswith(str(file)) and message in str(raised.value)
+
+
+def test_an_unknown_kind_is_shown_shortly(file: Path) -> None:
+    class Square(BaseModel):
+        kind: Literal["square"]
+
+    class Circle(BaseModel):
+        kind: Literal["circle"]
+
+    class Shapes(BaseModel):
+        shapes: list[Annotated[Square | Circle, Field(discriminator="kind")]]
+
+    file.write_text(f"shapes: [{{kind: {'a' * 5000}}}]")
+    with pytest.raises(InputError, match="shapes.0.kind: expected one of 'square', 'circle', not 'a") as raised:
+        load_settings(file, Shapes)
+    assert len(str(raised.value)) < 500
 
 
 def test_all_errors_are_in_one_message(file: Path) -> None:

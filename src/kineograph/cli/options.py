@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from typing_extensions import get_type_hints
 
-from kineograph.errors import InputError, expand_user, shown
+from kineograph.errors import InputError, expand_user, is_present, shown
 
 if TYPE_CHECKING:  # `--help` of the program does not wait for it
     from kineograph.options import Option
@@ -230,7 +230,7 @@ def parse_lora(text: str) -> tuple[str, float | dict[str, float]]:
     FILE may have an = too.
     """
     file, equals, scale = text.rpartition("=")
-    if not equals or expand_user(text).exists():
+    if not equals or is_present(expand_user(text)):
         return text, 1.0
     pairs = [each.rpartition(":") for each in scale.split(",")]
     try:

@@ -30,7 +30,7 @@ from kineograph.curation.sources import SourceFile, clip_name_prefix
 from kineograph.curation.watermarks import Mask, detect_watermark, read_source_watermark, watermark_step
 from kineograph.media.codecs import write_mp4
 from kineograph.media.files import replace_atomically
-from kineograph.media.frames import DECODE_ERRORS, BrokenFile
+from kineograph.media.frames import DECODE_ERRORS, BrokenFile, decode_problem
 from kineograph.media.images import decode_image, freeze_frame, largest_window, pan_and_zoom, random_windows
 from kineograph.media.metadata import FileTags, VideoMetadata
 from kineograph.media.shards import FileSlice, open_range
@@ -123,7 +123,7 @@ def _clips_of_image(file: SourceFile, opened: FileSlice, settings: CurationSetti
     try:
         image = decode_image(opened)
     except DECODE_ERRORS as error:
-        raise BrokenFile(f"cannot be decoded ({type(error).__name__}: {error})") from error
+        raise BrokenFile(f"cannot be decoded ({decode_problem(error)})") from error
     height, width = clip_size(image, stills.smallest, settings.shorter_side)
     aspect = width / height
     # Each file has random numbers of its own: the same in every run, whatever other files there are

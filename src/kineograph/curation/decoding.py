@@ -15,6 +15,7 @@ from kineograph.errors import InputError
 from kineograph.media.frames import (
     DECODE_ERRORS,
     BrokenFile,
+    decode_problem,
     decode_stream,
     frame_time,
     open_video_stream,
@@ -112,8 +113,7 @@ def open_decodable(file: FileSlice, *, fps: float | None, shorter_side: int | No
     except BrokenFile:
         raise
     except DECODE_ERRORS as error:
-        detail = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
-        raise BrokenFile(f"cannot be decoded ({detail})") from error
+        raise BrokenFile(f"cannot be decoded ({decode_problem(error)})") from error
     rate = min(fps or timing.fps, timing.fps)
     return DecodableVideo(file, timing, rate, lambda frame: _scale_down(frame, timing.pixel_aspect, shorter_side))
 
@@ -171,7 +171,7 @@ def _decode(video: DecodableVideo) -> Iterator[av.VideoFrame]:
     except BrokenFile:
         raise
     except DECODE_ERRORS as error:
-        raise BrokenFile(f"cannot be decoded beyond {reached:.2f} s ({error})") from error
+        raise BrokenFile(f"cannot be decoded beyond {reached:.2f} s ({decode_problem(error)})") from error
 
 
 def _frame_count(video: DecodableVideo) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Required
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from kineograph.errors import InputError, InputWarning, is_memory_label, shown
+from kineograph.errors import InputError, InputWarning, in_one_line, is_memory_label, shown
 from kineograph.generation.check import check, check_prompts, complete, without_unused
 from kineograph.generation.options import GenerateOptions, with_plugins
 from kineograph.generation.resolve import decide, open_inputs, resolve
@@ -160,7 +160,7 @@ def recorded_request(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))[:200]
         raise InputError(
-            f"{place} in these settings cannot be used: {first['msg']}, not {shown(first['input'])}"
+            f"{place} in these settings cannot be used: {in_one_line(first['msg'])}, not {shown(first['input'])}"
         ) from None
     settings = migrate_settings(settings)
     _refuse_inputs_in_memory(settings)

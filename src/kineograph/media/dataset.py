@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kineograph.errors import InputError, InputWarning, expand_user, is_present, shown_path
+from kineograph.errors import InputError, InputWarning, expand_user, in_one_line, is_present, shown_path
 from kineograph.media.dataset_layouts import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -128,4 +128,4 @@ def _empty_message(path: Path, files: Sequence[DatasetFile], problems: Sequence[
 
 def _shorten(texts: Sequence[str], separator: str) -> str:
     more = f"{separator}and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
-    return separator.join(texts[:MAX_LISTED]) + more
+    return separator.join(map(in_one_line, texts[:MAX_LISTED])) + more

@@ -14,7 +14,7 @@ import numpy as np
 
 from kineograph.errors import InputError, expand_user, is_present, memory_label
 from kineograph.media.codecs import FrameFile, Sound, open_frames, read_sound, select_frames
-from kineograph.media.frames import DECODE_ERRORS, BrokenFile
+from kineograph.media.frames import DECODE_ERRORS, BrokenFile, decode_problem
 from kineograph.media.images import (
     center_crop_resize,
     is_tensor,
@@ -74,7 +74,8 @@ class Footage:
                 if wanted is None:
                     return
         except (BrokenFile, *DECODE_ERRORS) as error:
-            raise InputError(f"{self.path} cannot be read beyond frame {read}: {error}") from error
+            problem = str(error) if isinstance(error, BrokenFile) else decode_problem(error)
+            raise InputError(f"{self.path} cannot be read beyond frame {read}: {problem}") from error
         raise InputError(f"{self.path} breaks off after frame {read}, and frame {wanted} is wanted")
 
     def sound(self) -> Sound | None:

@@ -22,7 +22,7 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, Interpola
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, in_one_line
 from kineograph.media.shards import FileSlice
 
 DECODE_ERRORS = (  # raised by PyAV and Pillow
@@ -62,6 +62,16 @@ class BrokenFile(InputError):
     """A file that cannot be decoded, or does not hold what was asked of it. The message begins with its name."""
 
 
+def decode_problem(error: Exception) -> str:
+    """Return what one of `DECODE_ERRORS` says, for a message.
+
+    FFmpeg refuses a stated size beyond 2 GB as a lack of memory, before it is allocated.
+    """
+    if isinstance(error, av.MemoryError):
+        return "it states sizes that need too much memory: it is damaged, or very large"
+    return f"{type(error).__name__}: {in_one_line(getattr(error, 'strerror', None) or error)}"
+
+
 # --- streams
 
 
@@ -78,7 +88,8 @@ def open_video_stream(file: FileSlice | str, threads: str = "NONE") -> Iterator[
     with av.open(file, "r", metadata_errors="replace", options=READ_OPTIONS) as container:
         moving = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not moving:
-            raise BrokenFile("holds no video stream, only audio or data")
+            kind = "only audio" if container.streams.audio else "so it is damaged, or no video"
+            raise BrokenFile(f"holds no video stream, {kind}")
         moving = [stream for stream in moving if has_decoder(stream)]
         if not moving:
             raise BrokenFile("holds a video stream that FFmpeg has no decoder for")

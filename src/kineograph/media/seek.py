@@ -115,6 +115,7 @@ def _frame_rate(times: Sequence[float], stated: float) -> float:
         return stated if MIN_FPS <= stated <= MAX_FPS else 1.0
     median = np.median(steps)
     usual = steps[(steps > median / USUAL_STEP) & (steps < median * USUAL_STEP)]
+    usual = usual if len(usual) else steps  # two that differ have none near their median
     length = times[-1] - times[0]
     if stated and abs(len(steps) / stated - length) < 0.5 / stated and abs(1 / usual.mean() - stated) < 0.1 * stated:
         return stated

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kineograph.media.dataset_layouts import DatasetItem
-from kineograph.media.frames import DECODE_ERRORS, BrokenFile, square_size, to_rgb
+from kineograph.media.frames import DECODE_ERRORS, BrokenFile, decode_problem, square_size, to_rgb
 from kineograph.media.images import crop_resize, decode_image
 from kineograph.media.seek import VideoTiming, decode_frames_at, read_timing
 from kineograph.media.shards import FileSlice, open_range
@@ -76,7 +76,7 @@ def load_clip(
     except BrokenFile as error:
         raise BrokenFile(f"{item.name} {error}") from error
     except DECODE_ERRORS as error:
-        raise BrokenFile(f"{item.name} cannot be decoded ({type(error).__name__}: {error})") from error
+        raise BrokenFile(f"{item.name} cannot be decoded ({decode_problem(error)})") from error
 
 
 def _check_item(item: DatasetItem, file: FileSlice, num_frames: int) -> None:

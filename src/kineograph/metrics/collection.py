@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kineograph.errors import MAX_FRAMES, InputError, InputWarning, expand_user, shown
+from kineograph.errors import MAX_FRAMES, InputError, InputWarning, expand_user, parse_json, shown
 from kineograph.media.codecs import check_held
 from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
@@ -262,11 +261,8 @@ def _jsonl_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        where, text = f"{path}, line {number}", line.strip()[:60]
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: expected a JSON object, got {text!r}") from error
+        where = f"{path}, line {number}"
+        row = parse_json(line, where)
         if not isinstance(row, dict):
-            raise InputError(f"{where}: expected a JSON object, got {text!r}")
+            raise InputError(f"{where}: expected a JSON object, got {shown(row)}")
         yield where, {str(name).strip().lower(): str(value).strip() for name, value in row.items()}

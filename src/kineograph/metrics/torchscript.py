@@ -13,11 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kineograph.errors import InputError, expand_user
+from kineograph.errors import InputError, expand_user, in_one_line
 from kineograph.media.files import file_sha256
 from kineograph.metrics.features import FROM_START, Extractor, Frames, VideoFeatures
 from kineograph.models.conditioning.image_encoder import crop_to_size
-from kineograph.models.formats.tensor_files import in_one_line
 
 Count = Annotated[int, Field(ge=1)]
 I3D_ARGUMENTS = ("rescale", "resize", "return_features")  # of StyleGAN-V's I3D, which resizes its input itself

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
-from kineograph.errors import MAX_JSON_BYTES, InputError, InputWarning, check_plain_value, shown
+from kineograph.errors import MAX_JSON_BYTES, InputError, InputWarning, check_plain_value, in_one_line, shown
 from kineograph.models.formats.tensor_files import Tensors, as_input_error, preview_names, read_header
 
 # with the numbers of a shard before the variant, as older versions of diffusers wrote them, or after it
@@ -88,7 +88,8 @@ def validated(kind: type[Record], content: object, what: str) -> Record:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "its content"
-        raise InputError(f"{what} is damaged, or from a newer Kineograph: {place}: {first['msg']}") from error
+        problem = f"{in_one_line(place)}: {in_one_line(first['msg'])}"
+        raise InputError(f"{what} is damaged, or from a newer Kineograph: {problem}") from error
 
 
 def read_config(folder: Path, *kinds: type[Any]) -> Config:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kineograph.errors import MAX_DEPTH, SHOWN_LENGTH, InputError, check_plain_value, shown
+from kineograph.errors import MAX_DEPTH, SHOWN_LENGTH, InputError, check_plain_value, in_one_line, shown
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 MAX_BYTES, MAX_VALUES = 1 << 20, 20_000  # of a file of settings; values with those that aliases repeat
@@ -143,7 +143,10 @@ def _message(model: type[BaseModel], error: ErrorDetails) -> str:
         close = difflib.get_close_matches(str(location[-1])[:SHOWN_LENGTH], known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
         return f"{field} (here {shown(error['input'])}) is not a setting: {hint}"
-    expected = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if error["type"] == "union_tag_invalid":
+        name, known = error["ctx"]["discriminator"].strip("'"), error["ctx"]["expected_tags"]
+        return f"{field}.{name}: expected one of {known}, not {shown(error['ctx']['tag'])}"
+    expected = in_one_line(error["msg"].removeprefix("Value error, ").replace("Input should be", "expected"))
     return f"{field}: {expected}, not {shown(error['input'])}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.request import PromptWeights
 
 FACTORS = {"(": 1.1, "[": 1 / 1.1}  # of (word) and [word]
@@ -138,19 +138,19 @@ def check_weights(prompt: str, weights: PromptWeights) -> None:
     if loras := take_loras(prompt)[1]:
         name, scale = loras[0]
         raise InputError(
-            f"the prompt names the LoRA {name!r}, and a LoRA is loaded with the model: take it out of the prompt, and "
-            f"call load(..., lora=({name + '.safetensors'!r}, {scale})) or model.load_lora_weights(...); on the "
-            f"command line `lora_folder` says where it is; {as_text}"
+            f"the prompt names the LoRA {shown(name)}, and a LoRA is loaded with the model: take it out of the prompt, "
+            f"and call load(..., lora=({shown(name + '.safetensors')}, {scale})) or model.load_lora_weights(...); on "
+            f"the command line `lora_folder` says where it is; {as_text}"
         )
     if weights == "a1111" and (scheduled := SCHEDULED.search(prompt)):
         raise InputError(
-            f"the prompt has {scheduled[0]!r}, which A1111 changes from step to step; that is not supported: write the "
-            f"words of one step, or `prompt_at` for later frames; {as_text}"
+            f"the prompt has {shown(scheduled[0])}, which A1111 changes from step to step; that is not supported: "
+            f"write the words of one step, or `prompt_at` for later frames; {as_text}"
         )
     for text, weight in (part for section in parse_weights(prompt, weights) for part in section):
         if not abs(weight) <= MAX_WEIGHT:
             raise InputError(
-                f"a weight in a prompt is at most {MAX_WEIGHT}, and that of {text.strip()!r} is {weight:g}"
+                f"a weight in a prompt is at most {MAX_WEIGHT}, and that of {shown(text.strip())} is {weight:g}"
             )
 
 
@@ -171,7 +171,7 @@ def take_loras(prompt: str) -> tuple[str, list[tuple[str, float | dict[str, floa
 
 def _scale(network: re.Match[str]) -> float | dict[str, float]:
     if network["kind"] == "hypernet":
-        raise InputError(f"the prompt names a hypernetwork, {network[0]}: they are not supported, leave it out")
+        raise InputError(f"the prompt names a hypernetwork, {shown(network[0])}: they are not supported, leave it out")
     given = [each.strip() for each in network["rest"].split(":")[1:]]
     named = dict(each.split("=", 1) for each in given if "=" in each)
     positional = dict(zip(SCALES, (each for each in given if "=" not in each), strict=False))
@@ -179,8 +179,8 @@ def _scale(network: re.Match[str]) -> float | dict[str, float]:
     are_numbers = all(re.fullmatch(NUMBER, each) for each in scales.values())
     if len(scales) < len(given) or not scales.keys() <= {*SCALES} or not are_numbers:
         raise InputError(
-            f"the prompt has {network[0]}: expected <{network['kind']}:NAME:SCALE>, with one number, or two, the text "
-            "encoders' and the U-Net's"
+            f"the prompt has {shown(network[0])}: expected <{network['kind']}:NAME:SCALE>, with one number, or two, "
+            "the text encoders' and the U-Net's"
         )
     text = float(scales.get("te", 1))
     unet = float(scales.get("unet", text))

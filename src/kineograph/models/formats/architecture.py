@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, in_one_line
 from kineograph.models.conditioning.resampler import ResamplerConfig, add_resampler
-from kineograph.models.formats.tensor_files import Tensors, in_one_line, preview_names
+from kineograph.models.formats.tensor_files import Tensors, preview_names
 from kineograph.models.network_folders import MAX_LAYERS, read_config, read_json, validated
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, in_one_line, is_out_of_memory
 
 Tensors = Mapping[str, Tensor]
 PICKLED = (b"PK\x03\x04", b"\x80\x02")  # torch's zip archive, and its format before that
@@ -36,12 +36,12 @@ DTYPE_NAMES = {  # in the headers of safetensors files, which hold the tensors o
 }  # fmt: skip
 ALIGNMENT = 8  # of the first tensor in a safetensors file, in bytes
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # in the messages of safetensors, which is written in Rust
-SHOWN_ERROR = 240  # characters of another library's error
 # of other libraries on damaged files
 READ_ERRORS = (
     OSError, SafetensorError, StrictDataclassError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError,
     ImportError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
 )  # fmt: skip
+ALLOCATED = re.compile(r"you tried to allocate (\d+) bytes")  # in torch's errors
 MAX_UNPACKED = 8  # times the size of a torch file, which holds its tensors uncompressed
 # beginnings of files that stand in for a file that was never downloaded
 SUBSTITUTES = {
@@ -56,7 +56,8 @@ SUBSTITUTES = {
 def as_input_error(what: str) -> Iterator[None]:
     """Turn errors of another library's function inside, which reads files, into an InputError.
 
-    what: the files, and what they are not. Functions of ours do not belong inside: their errors are to be seen.
+    what: the files, and what they are not. Functions of ours do not belong inside: their errors are to be seen. Lack of
+    memory stays what it is.
     """
     try:
         yield
@@ -64,15 +65,9 @@ def as_input_error(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         # the library `tokenizers` raises plain Exceptions
-        if not isinstance(error, READ_ERRORS) and type(error) is not Exception:
+        if is_out_of_memory(error) or (not isinstance(error, READ_ERRORS) and type(error) is not Exception):
             raise
         raise InputError(f"{what} ({in_one_line(error)}): fetch it again") from error
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return the beginning of an error of another library, whose message may have several lines."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= SHOWN_ERROR else f"{text[:SHOWN_ERROR]}..."
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -244,6 +239,11 @@ def _unpickled(path: Path) -> Any:
                 return _as_dict(torch.load(file, map_location="cpu", weights_only=True))
         except pickle.UnpicklingError as error:
             raise _code_error(path, error) from error
+        except RuntimeError as error:
+            size = ALLOCATED.search(str(error))
+            if size and int(size[1]) > MAX_UNPACKED * path.stat().st_size:
+                raise InputError(f"{path} is damaged: it states a tensor of {int(size[1]):,} bytes") from error
+            raise
 
 
 def _refuse_compressed(path: Path) -> None:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
-from kineograph.errors import InputError, check_integer, shown
+from kineograph.errors import InputError, check_integer, in_one_line, shown
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import (
     ImageEncoder,
@@ -104,7 +104,7 @@ def _empty_layers(what: str) -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, ArithmeticError) as error:
-        raise InputError(f"{what} ({tensor_files.in_one_line(error)})") from error
+        raise InputError(f"{what} ({in_one_line(error)})") from error
 
 
 def _load_weights(layers: Layers, folder: Path, what: str) -> Layers:
