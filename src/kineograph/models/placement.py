@@ -46,8 +46,9 @@ def lay_out_weights(network: nn.Module, memory_format: torch.memory_format) -> N
 
     Weights that a file is mapped to, and that were not copied, would keep all of it mapped, with those that were.
     """
+    untyped: Any = network  # torch's types lack this form of `to`
     addresses = {weight.data_ptr() for weight in network.parameters()}
-    network.to(memory_format=memory_format)
+    untyped.to(memory_format=memory_format)
     for weight in network.parameters():
         if weight.device.type == "cpu" and weight.data_ptr() in addresses:
             weight.data = weight.data.clone(memory_format=torch.preserve_format)
