@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from kineograph.hub import local_path
 from kineograph.media.codecs import FrameFile, select_frames
 from kineograph.media.dataset import open_dataset
 from kineograph.media.frames import BrokenFile
-from kineograph.media.metadata import existing_path
+from kineograph.media.metadata import existing_path, find_gap
 from kineograph.media.shards import expand_braces
 from kineograph.methods.sdedit import parse_size
 from kineograph.models.conditioning.prompt_weights import take_loras
@@ -94,6 +95,20 @@ def test_frames_at_any_rate_are_those_of_the_file_in_order(times, own, rate) -> 
     assert indices
     assert indices == sorted(indices)
     assert 0 <= indices[0] <= indices[-1] < len(times)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "gap"),
+    [
+        ([0, 1, 2], None),
+        ([0, 10, 20], None),
+        ([7], None),
+        ([0, 1, 3], ("frame_1.png", "frame_3.png")),
+        ([0, 5, 15, 20], ("frame_5.png", "frame_15.png")),
+    ],
+)
+def test_missing_numbers_of_frames_are_found(numbers: list[int], gap: tuple[str, str] | None) -> None:
+    assert find_gap([Path(f"frame_{number}.png") for number in numbers]) == gap
 
 
 @given(st.floats(1e9, 1e300), st.floats(1e3, 1e6))

@@ -11,7 +11,7 @@ import torch
 from numbered import movie, numbered, numbers
 from PIL import Image
 
-from kineograph.errors import InputError, is_memory_label
+from kineograph.errors import InputError, InputWarning, is_memory_label
 from kineograph.media.footage import Footage, open_footage, output_size, stack_in_chunks
 from kineograph.media.images import center_crop_resize
 from kineograph.media.video import Video
@@ -210,3 +210,10 @@ def test_other_objects_are_refused_in_one_line(given: object, message: str) -> N
     with pytest.raises(InputError, match=message) as error:
         open_footage(given)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_a_folder_that_lacks_frames_is_read_with_a_warning(tmp_path: Path) -> None:
+    for number in (0, 1, 3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"frame_{number:04}.png")
+    with pytest.warns(InputWarning, match=r"has no frames between frame_0001\.png and frame_0003\.png"):
+        assert len(open_footage(tmp_path)) == 3

@@ -7,6 +7,7 @@ hold one frame at a time, Pillow's of .gif and .webp all of them.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -24,7 +25,7 @@ from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from jaxtyping import Int16
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.media.frames import (
     READ_OPTIONS,
     BrokenFile,
@@ -38,7 +39,7 @@ from kineograph.media.frames import (
 )
 from kineograph.media.images import open_image, to_rgb_image
 from kineograph.media.mapped_frames import iterate_frames
-from kineograph.media.metadata import IMAGE_DESCRIPTION, PILLOW_SUFFIXES, FileTags, VideoMetadata, frame_files
+from kineograph.media.metadata import IMAGE_DESCRIPTION, PILLOW_SUFFIXES, FileTags, VideoMetadata, find_gap, frame_files
 from kineograph.media.seek import read_frame_times
 
 # crf 17: visually lossless. mbtree=0: with AVX-512, mbtree reads uninitialised memory at most widths, so that the same
@@ -258,6 +259,10 @@ def select_frames(file: FrameFile, fps: float | None = None) -> list[int]:
 
 def _open_folder(path: Path, metadata: VideoMetadata | None) -> FrameFile:
     files, fps = frame_files(path), metadata.fps if metadata else 1.0
+    if gap := find_gap(files):
+        warnings.warn(
+            f"{path} has no frames between {gap[0]} and {gap[1]}: the others are used", InputWarning, stacklevel=4
+        )
     return FrameFile(_even_times(len(files), fps), fps, len(files) / fps, lambda: (_read_still(file) for file in files))
 
 

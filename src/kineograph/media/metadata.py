@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -154,6 +155,16 @@ def frame_files(folder: Path) -> list[Path]:
     if not files:
         raise InputError(f"{folder} is a folder without frames: frame_0000.png and so on were expected")
     return files
+
+
+def find_gap(files: Sequence[Path]) -> tuple[str, str] | None:
+    """Return the names of the first two frames between which numbers are missing, by the smallest step of them all."""
+    numbers = [int(found[-1]) for file in files if (found := re.findall(r"\d+", file.stem))]
+    steps = [after - before for before, after in pairwise(numbers)]
+    if len(numbers) < len(files) or len({*steps}) < 2 or min(steps) < 1:  # equal steps are a frame rate
+        return None
+    place = next(place for place, step in enumerate(steps) if step > min(steps))
+    return files[place].name, files[place + 1].name
 
 
 def _natural_order(file: Path) -> tuple[list[int], str]:

@@ -139,6 +139,7 @@ REFUSED = {
     "time_embedding_type='fourier'": {"time_embedding_type": "fourier"},
     "addition_embed_type='text'": {"addition_embed_type": "text", "addition_embed_type_num_heads": 2},
     "center_input_sample=True": {"center_input_sample": True},
+    "downsample_padding=2": {"downsample_padding": 2},
     "only_cross_attention=True": {"only_cross_attention": True},
     "dual_cross_attention=True": {"dual_cross_attention": True},
     "attention_type='gated'": {"attention_type": "gated"},

@@ -24,6 +24,7 @@ SETTINGS: dict[str, set] = {
     "addition_embed_type": {None, "text_time"},
     "attention_type": {"default"},
     "center_input_sample": {False},
+    "downsample_padding": {0, 1},  # with another number the sides of skip connections do not match
     "class_embed_type": {None},
     "dual_cross_attention": {False},
     "encoder_hid_dim_type": {None, "ip_image_proj"},
