@@ -35,6 +35,7 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "ddim 20, deepcache 2": {"num_inference_steps": 20, "deepcache_interval": 2},
     "ddim 20, deepcache 3": {"num_inference_steps": 20, "deepcache_interval": 3},
     "dpm karras 20": {**DPM, "spacing": "karras", "num_inference_steps": 20},
+    "balanced, deepcache 2": {"preset": "balanced", "deepcache_interval": 2},
     "dpm trailing 20": {**DPM, "spacing": "trailing", "num_inference_steps": 20},
     "dpm trailing 12, guidance 0-0.8": {
         **DPM, "spacing": "trailing", "num_inference_steps": 12, "guidance_end": 0.8,
