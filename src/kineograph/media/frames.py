@@ -88,8 +88,7 @@ def open_video_stream(file: FileSlice | str, threads: str = "NONE") -> Iterator[
     with av.open(file, "r", metadata_errors="replace", options=READ_OPTIONS) as container:
         moving = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not moving:
-            kind = "only audio" if container.streams.audio else "so it is damaged, or no video"
-            raise BrokenFile(f"holds no video stream, {kind}")
+            raise BrokenFile("holds no video stream: it is damaged, or has only audio or data")
         moving = [stream for stream in moving if has_decoder(stream)]
         if not moving:
             raise BrokenFile("holds a video stream that FFmpeg has no decoder for")
