@@ -175,7 +175,9 @@ def stable_diffusion(device: torch.device) -> StableDiffusionPipeline:
             text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
         finally:
             torch.set_default_dtype(torch.float32)
-    return StableDiffusionPipeline(vae, text, parts.tokenizer, unet, parts.scheduler, None, None, False)
+    return StableDiffusionPipeline(
+        vae, text, parts.tokenizer, unet, parts.scheduler, None, None, requires_safety_checker=False
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 8])
