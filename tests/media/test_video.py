@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
+from kineograph.media.codecs import check_held
 from kineograph.media.files import _rename_over, slug, write_new, write_to_unused_path
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
@@ -341,6 +343,16 @@ def test_other_programs_find_the_digital_source_type(tmp_path: Path) -> None:
 def test_one_frame_of_a_folder_is_opened_as_one_frame(tmp_path: Path) -> None:
     folder = Video(np.zeros((3, 8, 8, 3), np.uint8), settings={"seed": 1}).save(tmp_path / "clip")
     assert len(open_video(sorted(folder.iterdir())[1])) == 1
+
+
+def test_frames_that_memory_does_not_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KINEOGRAPH_MAX_PIXELS", raising=False)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 18}.__getitem__)  # 1 GB
+    check_held(Path("a.mp4"), 86, 1080, 1920)
+    with pytest.raises(InputError, match="expected at most 65536 frames, and 178956970 pixels in all"):
+        check_held(Path("a.mp4"), 87, 1080, 1920)
+    monkeypatch.setenv("KINEOGRAPH_MAX_PIXELS", "4000000000")
+    check_held(Path("a.mp4"), 87, 1080, 1920)
 
 
 def test_a_budget_of_pixels_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ MAX_SOUND_GAP = 0.1  # seconds by which sound may depart from its timestamps bef
 SAME_TIME = 1e-3  # seconds: Matroska rounds timestamps to milliseconds
 SHORTEST, USUAL_DURATION = 10, 100  # milliseconds: browsers show animations of a shorter one at the usual one
 MAX_PIXELS = 1 << 32  # of all frames that are held at once; KINEOGRAPH_MAX_PIXELS is another limit
+PIXEL_BYTES = 6  # of memory that each takes: frames are decoded one by one, and copied to one array
 MAX_HELD_FRAMES = 1 << 16
 # Pixels of an image or animation, all frames together: a file of a few bytes may claim any number of them.
 UNPACKED_PIXELS, UNPACKED_PIXELS_PER_BYTE = 1 << 26, 10_000
@@ -234,7 +235,7 @@ def open_frames(path: Path, metadata: VideoMetadata | None) -> FrameFile:
 
 def check_held(path: Path, frames: int, height: int, width: int, *, most: int = MAX_PIXELS) -> None:
     """Raise InputError for a file with more frames and pixels than should be held at once, before they are decoded."""
-    given = os.environ.get("KINEOGRAPH_MAX_PIXELS", str(most))
+    given = os.environ.get("KINEOGRAPH_MAX_PIXELS", str(min(most, _physical_memory() // PIXEL_BYTES)))
     if not given.isascii() or not given.isdecimal() or len(given) > 18:
         raise InputError(f"the environment variable KINEOGRAPH_MAX_PIXELS is a number of pixels, not {given[:40]!r}")
     most = int(given)
@@ -243,6 +244,14 @@ def check_held(path: Path, frames: int, height: int, width: int, *, most: int = 
             f"{path} has {frames} frames of {width} x {height}: expected at most {MAX_HELD_FRAMES} frames, and {most} "
             "pixels in all (the environment variable KINEOGRAPH_MAX_PIXELS); cut it, or make it smaller"
         )
+
+
+def _physical_memory() -> int:
+    """Return the bytes of memory of this machine; where the system does not say, more than any has."""
+    names = getattr(os, "sysconf_names", {})
+    if not names.keys() >= {"SC_PAGE_SIZE", "SC_PHYS_PAGES"}:
+        return 1 << 60
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def select_frames(file: FrameFile, fps: float | None = None) -> list[int]:
