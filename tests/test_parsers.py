@@ -21,9 +21,12 @@ from kineograph.media.frames import BrokenFile
 from kineograph.media.metadata import existing_path, find_gap
 from kineograph.media.shards import expand_braces
 from kineograph.methods.sdedit import parse_size
+from kineograph.metrics.collection import collect_videos, read_prompts
 from kineograph.models.conditioning.prompt_weights import take_loras
 from kineograph.models.unet.windows import overlapping_windows
 from kineograph.motion import Motion, camera_offset, parse
+from kineograph.training.customise.image_data import list_image_files
+from kineograph.training.settings_file import read_yaml
 
 FINITE = st.floats(-1e4, 1e4, allow_nan=False)
 NAMES = st.text("abcdefg-_.", min_size=1, max_size=5)
@@ -151,7 +154,18 @@ def test_sizes_are_read_as_width_and_height(height: int, width: int) -> None:
     assert parse_size(f" {width}X{height} ") == (height, width)
 
 
-@pytest.mark.parametrize("open_path", [local_path, existing_path, open_dataset])
+@pytest.mark.parametrize(
+    "open_path",
+    [
+        local_path,
+        existing_path,
+        open_dataset,
+        collect_videos,
+        list_image_files,
+        lambda text: read_prompts(f"{text}.csv"),
+        lambda text: read_yaml(Path(text)),
+    ],
+)
 @pytest.mark.parametrize(
     "text", ["a" * 5000, "x\0y", "a/b\ud800", f"{'a' * 300}/b c.mp4"], ids=["long", "null", "surrogate", "name"]
 )

@@ -13,7 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kineograph.errors import MAX_FRAMES, InputError, InputWarning, expand_user, parse_json, shown
+from kineograph.errors import (
+    MAX_FRAMES,
+    InputError,
+    InputWarning,
+    expand_user,
+    is_present,
+    parse_json,
+    shown,
+    shown_path,
+)
 from kineograph.media.codecs import check_held
 from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
@@ -149,8 +158,8 @@ def _read_by_video(path: str | Path, what: str, columns: Sequence[str]) -> dict[
 
 
 def _find_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: expected one with videos in it")
+    if not is_present(folder) or not folder.is_dir():
+        raise InputError(f"there is no folder {shown_path(folder)}: expected one with videos in it")
     if any(folder.glob(FRAME_PATTERN)):
         raise InputError(f"{folder} is one video, as a folder of its frames: give the folder that contains it")
     found = []
@@ -235,12 +244,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     Yields pairs of the row's place, for messages, and the row. Raises InputError when the file cannot be read.
     """
     if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise InputError(f"{path} is neither a .csv nor a .jsonl")
+        raise InputError(f"{shown_path(path)} is neither a .csv nor a .jsonl")
+    if not is_present(path):
+        raise InputError(f"there is no file {shown_path(path)}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from (_csv_rows if path.suffix.lower() == ".csv" else _jsonl_rows)(path, file)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text ({error})") from error
 

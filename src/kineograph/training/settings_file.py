@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kineograph.errors import MAX_DEPTH, SHOWN_LENGTH, InputError, check_plain_value, in_one_line, shown
+from kineograph.errors import MAX_DEPTH, SHOWN_LENGTH, InputError, check_plain_value, in_one_line, shown, shown_path
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 MAX_BYTES, MAX_VALUES = 1 << 20, 20_000  # of a file of settings; values with those that aliases repeat
@@ -60,7 +60,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; expected a YAML file of settings") from error
+        raise InputError(
+            f"{shown_path(path)} cannot be read: {in_one_line(error)}; expected a YAML file of settings"
+        ) from error
     if len(text) > MAX_BYTES:
         raise InputError(f"{path} is larger than 1 MB: expected a YAML file of settings")
     content = parse_yaml(text, str(path))

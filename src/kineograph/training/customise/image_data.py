@@ -15,7 +15,7 @@ from PIL import Image
 
 from kineograph import noise
 from kineograph.denoise import classifier_free_guidance, refuse_nan
-from kineograph.errors import InputError, expand_user
+from kineograph.errors import InputError, expand_user, is_present, shown_path
 from kineograph.media.dataset_layouts import IMAGE_SUFFIXES
 from kineograph.media.files import replace_atomically, slug
 from kineograph.media.images import crop_resize, read_image
@@ -109,10 +109,10 @@ def list_image_files(images: Images) -> list[str | Path | np.ndarray]:
     if not isinstance(images, str | Path):
         return list(images)
     folder = expand_user(images)
-    if folder.is_file():
+    if is_present(folder) and folder.is_file():
         return [folder]
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {images}: expected one with images, or a list of files")
+    if not is_present(folder) or not folder.is_dir():
+        raise InputError(f"there is no folder {shown_path(images)}: expected one with images, or a list of files")
     files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file.name))
     return [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
 
