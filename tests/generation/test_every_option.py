@@ -86,7 +86,7 @@ VALUES: Mapping[str, Any] = {
     "low_pass_space": 0.5, "shared_noise": 0.3, "renoise": "same-noise", "inversion_steps": 1,
     "drift_correction": True, "guidance_start": 0.3, "guidance_end": 0.6, "deepcache_interval": 2,
     "deepcache_branch": 1, "video_guidance_scale": 3.0, "window_stride": 2, "window_weights": "flat",
-    "injection_start": 0.2, "injection_end": 0.6, "vae_tiling": True,
+    "injection_start": 0.2, "injection_end": 0.6, "vae_tiling": True, "engine": "openvino",
 }  # fmt: skip
 QUICK = ("image model", "VideoElevator")
 # the number of frames in memory, the rate of models without one as a condition, FreeNoise in one window, and tiles that
