@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import kineograph as kg
-from kineograph.media.annotators import canny
+from kineograph.models.annotators import canny
 from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.noise import shared
 from kineograph.samplers import ddim

@@ -354,7 +354,7 @@ def pin_first_frame(plan: Plan, denoise: Denoise, initial_noise: Latents) -> Den
 
 
 def deepcache_settings(plan: Plan, sigmas: Sequence[float]) -> DeepCache | None:
-    """Return the plan's settings of DeepCache for a model that is sampled along these sigmas; None without DeepCache."""
+    """Return the settings of DeepCache for a model that is sampled along these sigmas; None without DeepCache."""
     from kineograph.models.unet.deepcache import DeepCache
 
     options = plan.read(SharedOptions)

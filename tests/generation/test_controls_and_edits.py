@@ -67,7 +67,7 @@ def test_the_control_scale_and_range_have_effect(model, maps) -> None:
 
 def test_edges_of_the_control_video_are_its_maps(model, tmp_path: Path) -> None:
     pytest.importorskip("cv2")
-    from kineograph.media.annotators import canny
+    from kineograph.models.annotators import canny
 
     seen = frames(3)
     video = Video(seen).save(tmp_path / "in")

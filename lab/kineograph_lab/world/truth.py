@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kineograph.media.annotators import canny
+from kineograph.models.annotators import canny
 from kineograph_lab.world.individuals import sample_individual
 from kineograph_lab.world.painting import RGB, SIDE
 from kineograph_lab.world.shapes import Outline

@@ -155,8 +155,8 @@ def _embed_maps(
     net: VideoControlNet | VideoT2IAdapter, control: Control, footage: Footage, plan: Plan
 ) -> ControlEmbedding:
     """Embed the maps of the clip's frames, a few frames in memory at a time."""
-    from kineograph.media.annotators import load_annotator
     from kineograph.media.footage import stack_in_chunks
+    from kineograph.models.annotators import load_annotator
 
     maps: Iterator[np.ndarray] = islice(footage.frames(plan.height, plan.width), plan.frames.start, plan.frames.stop)
     if not control.ready:
@@ -171,7 +171,7 @@ def _to_tensor(frames: np.ndarray) -> Tensor:
 
 def check(combination: Combination) -> None:
     """Raise InputError for a kind without a ControlNet, an annotator without its control, and an empty range."""
-    from kineograph.media.annotators import check_annotator
+    from kineograph.models.annotators import check_annotator
 
     options, model = combination.read(ControlOptions), combination.model
     for control in list_controls(options):

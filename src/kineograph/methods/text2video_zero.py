@@ -256,7 +256,7 @@ def bind_smoothing(plan: Plan) -> Plan:
 
 def _foreground_masks(plan: Plan) -> ForegroundMasks:
     """Return the function that finds the foreground, in the model's attention maps or by a saliency network."""
-    from kineograph.media.annotators import load_saliency_annotator
+    from kineograph.models.annotators import load_saliency_annotator
     from kineograph.models.foreground import bind_foreground_mask
 
     if plan.read(SmoothingOptions)["foreground_masks"] == "attention":
@@ -277,7 +277,7 @@ def _foreground_masks(plan: Plan) -> ForegroundMasks:
 
 def check_smoothing(combination: Combination) -> None:
     """Raise InputError for masks of a package that is not installed."""
-    from kineograph.media.annotators import check_saliency_annotator
+    from kineograph.models.annotators import check_saliency_annotator
 
     if combination.options["foreground_masks"] == "rembg":
         check_saliency_annotator()

@@ -143,7 +143,7 @@ def test_changed_weights_are_converted_again(engine: Engine) -> None:
 def test_graphs_are_stored_and_opened_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = VideoUNet(unet())
     check_equal(Engine(GraphCache(tmp_path)), net)
-    monkeypatch.setattr("kineograph.models.openvino.graph.convert", None)  # an error if it were called
+    monkeypatch.setattr("kineograph.models.openvino.engine.convert", None)  # an error if it were called
     check_equal(Engine(GraphCache(tmp_path)), net)
 
 

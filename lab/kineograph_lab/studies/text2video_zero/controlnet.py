@@ -12,11 +12,11 @@ import torch
 
 from kineograph.denoise import classifier_free_guidance
 from kineograph.generation.api import generate
-from kineograph.media.annotators import canny
 from kineograph.media.video import Video
 from kineograph.methods.controlnet import ControlOptions
 from kineograph.methods.text2video_zero import METHOD as TEXT2VIDEO_ZERO
 from kineograph.metrics.features import Frames
+from kineograph.models.annotators import canny
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import first
 from kineograph.noise import shared

@@ -7,15 +7,14 @@ import time
 from collections.abc import Hashable, Sequence
 from functools import cache, partial
 from threading import Lock
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from kineograph.models.openvino import graph, networks
+from kineograph.models.openvino import networks
 from kineograph.models.openvino.cache import Conversions, GraphCache, StoredGraph, hash_values, network_state
-from kineograph.models.openvino.graph import Body, Graph, Threads
+from kineograph.models.openvino.graph import Body, Graph, Threads, convert, open_graph
 from kineograph.models.openvino.networks import Call
 from kineograph.models.unet.controlnet import RunControl, VideoControlNet
 from kineograph.models.unet.video_unet import RunLayers, VideoUNet
@@ -23,18 +22,13 @@ from kineograph.models.unet.video_unet import RunLayers, VideoUNet
 log = logging.getLogger(__name__)
 
 
-class Entry(NamedTuple):
-    """A graph; None for a function that torch computes, since no graph of it is right on this machine."""
-
-    graph: Graph | None
-
-
 class Engine:
     """Graphs of networks, converted at their first use. Networks with changed weights are converted again."""
 
     def __init__(self, cache: GraphCache | None = None) -> None:
         self._cache = GraphCache() if cache is None else cache
-        self._entries: WeakKeyDictionary[nn.Module, dict[str, Entry]] = WeakKeyDictionary()
+        # by the network's state and what else a graph depends on; None where no graph is right, so that torch computes
+        self._graphs: WeakKeyDictionary[nn.Module, dict[str, Graph | None]] = WeakKeyDictionary()
         self._lock = Lock()
         self._cores = torch.get_num_threads()
 
@@ -65,28 +59,28 @@ class Engine:
         threads = Threads(self._cores, max(1, self._cores // torch.get_num_threads()))
         described = repr((fixed, [tuple(each.shape) for each in tensors], threads))
         with self._lock:  # two guidance branches ask for the same graph
-            entries = self._entries.setdefault(network, {})
-            if state + described not in entries:
-                entries[state + described] = self._open(network, described, body, tensors, threads)
-            entry = entries[state + described]
-        return body(network, tensors) if entry.graph is None else entry.graph(tensors)
+            graphs = self._graphs.setdefault(network, {})
+            if state + described not in graphs:
+                graphs[state + described] = self._open(network, described, body, tensors, threads)
+            found = graphs[state + described]
+        return body(network, tensors) if found is None else found(tensors)
 
     def _open(
         self, network: nn.Module, described: str, body: Body, tensors: Sequence[Tensor], threads: Threads
-    ) -> Entry:
+    ) -> Graph | None:
         key = hash_values(network, described)
         stored = self._cache.read(key)
         if stored is not None:
-            return Entry(None if stored.exported is None else graph.load(stored.exported, stored.precision, threads))
+            return None if stored.exported is None else open_graph(stored.exported, stored.precision, threads)
         name, start = type(network).__name__, time.perf_counter()
-        converted, precision = graph.convert(network, body, tensors, threads)
+        converted, precision = convert(network, body, tensors, threads)
         seconds = time.perf_counter() - start
         log.info("converted %s to an OpenVINO graph in %.1f s", name, seconds)
         if converted is None:
             log.warning("OpenVINO does not compute %s rightly on this machine: torch computes it", name)
         exported = None if converted is None else converted.export()
         self._cache.write(key, StoredGraph(precision, exported, seconds))
-        return Entry(converted)
+        return converted
 
 
 @cache

@@ -56,19 +56,19 @@ class Graph:
             self._requests.put(request)
 
     def export(self) -> bytes:
-        """Return the compiled graph as bytes, which `load` reads with the same OpenVINO on the same kind of CPU."""
+        """Return the compiled graph as bytes, for `open_graph` with the same OpenVINO on the same kind of CPU."""
         stream = io.BytesIO()
         self._compiled.export_model(stream)
         return stream.getvalue()
 
 
-def load(exported: bytes, precision: str, threads: Threads) -> Graph:
+def open_graph(exported: bytes, precision: str, threads: Threads) -> Graph:
     """Return the graph that `Graph.export` returned as bytes."""
     return Graph(openvino.Core().import_model(io.BytesIO(exported), "CPU", _settings(precision, threads)))
 
 
 def convert(network: nn.Module, body: Body, tensors: Sequence[Tensor], threads: Threads) -> tuple[Graph | None, str]:
-    """Return a function of a network as a graph that has passed `check`, and its precision; None if none passes.
+    """Return a function of a network as a graph, and its precision; None if no graph passes `computes_like_torch`.
 
     A network in bfloat16 whose graph fails is computed in float32.
     """
@@ -77,7 +77,7 @@ def convert(network: nn.Module, body: Body, tensors: Sequence[Tensor], threads: 
     wanted = PRECISIONS[network_dtype(network)]
     for precision in dict.fromkeys((wanted, "f32")):
         graph = Graph(openvino.Core().compile_model(model, "CPU", _settings(precision, threads)))
-        if check(graph, precision, network, reference, body, tensors):
+        if computes_like_torch(graph, precision, network, reference, body, tensors):
             return graph, precision
     return None, wanted
 
@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def check(
+def computes_like_torch(
     graph: Compute, precision: str, network: nn.Module, reference: nn.Module, body: Body, tensors: Sequence[Tensor]
 ) -> bool:
     """Return True if a graph computes what torch does on this machine: see openvinotoolkit issues 38256 and 36715.

@@ -18,7 +18,7 @@ from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImage
 from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
 
 from kineograph.errors import InputError
-from kineograph.media import annotators
+from kineograph.models import annotators
 
 FRAME = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 
