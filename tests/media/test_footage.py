@@ -90,7 +90,7 @@ def test_a_file_without_a_video_stream_is_refused(tmp_path: Path) -> None:
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
-    with pytest.raises(InputError, match="no video stream, only audio"):
+    with pytest.raises(InputError, match="no video stream: it is damaged, or has only audio"):
         open_footage(tmp_path / "silent.mp4")
 
 

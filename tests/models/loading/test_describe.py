@@ -157,10 +157,11 @@ def test_single_file_of_an_image_model(checkpoint, sd_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("family", "size"), list(zip(known_configurations.FAMILIES, (512, 768, 1024, 1024, 1024), strict=True))
+    ("family", "size", "skips"),
+    list(zip(known_configurations.FAMILIES, (512, 768, 1024, 1024, 1024), (12, 12, 9, 9, 9), strict=True)),
 )
 @pytest.mark.parametrize("channels", [4, 8])
-def test_single_file_of_a_built_in_family(family, size: int, channels: int, tmp_path: Path) -> None:
+def test_single_file_of_a_built_in_family(family, size: int, skips: int, channels: int, tmp_path: Path) -> None:
     tensors = {
         known_configurations.FIRST_LAYER: torch.zeros(320, channels, 1, 1),
         "model.diffusion_model.attn2.to_k.weight": torch.zeros(1, family.cross_attention),
@@ -169,7 +170,8 @@ def test_single_file_of_a_built_in_family(family, size: int, channels: int, tmp_
     }
     save_file(tensors, tmp_path / "model.safetensors")
     found = describe(tmp_path / "model.safetensors")
-    assert found == Description("model.safetensors", None, channels, 4, False, False, (), (size, size), 8)
+    expected = Description("model.safetensors", None, channels, 4, False, False, (), (size, size), 8, skips=skips)
+    assert found == expected
     assert found.edits == (channels == 8)
 
 
