@@ -12,9 +12,12 @@ FILES = sorted([*(ROOT / "src" / "kineograph").rglob("*.py"), *(ROOT / "lab" / "
 TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in FILES}
 NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
 # Function: autograd's; TextIOWrapper: a standard stream of the program
-KINDS_OF_CLASS = {"NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function", "TyperGroup", "TextIOWrapper"}
-# diffusers' name; a property of a declared option; a permission of `replay`, as trust_remote_code of transformers
-NO_FLAGS = {"local_files_only", "recorded", "trust"}
+KINDS_OF_CLASS = {
+    "NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function", "TyperGroup", "TextIOWrapper", "TorchDispatchMode",
+}  # fmt: skip
+# diffusers' name; a property of a declared option; a permission of `replay`, as trust_remote_code of transformers;
+# options of `kineograph bench`
+NO_FLAGS = {"local_files_only", "recorded", "trust", "quick", "resume"}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:

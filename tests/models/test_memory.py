@@ -111,13 +111,13 @@ def test_as_little_is_changed_as_fits(
     limit: float, chosen: Run, model: kg.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "measure", lambda *_: MEASURED)
-    assert fit_run(on_gpu(model), RUN, limit) == chosen
+    assert fit_run(on_gpu(model), RUN, limit, by_frames_alone=False) == chosen
 
 
 def test_what_does_not_fit_at_all_is_refused(model: kg.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "measure", lambda *_: MEASURED)
     with pytest.raises(InputError, match=r"needs about 0.0 GB .* take a size below 64 x 64 or `dtype` bfloat16$"):
-        fit_run(on_gpu(model), RUN, 99)
+        fit_run(on_gpu(model), RUN, 99, by_frames_alone=False)
 
 
 def test_a_run_that_needs_more_than_is_free_is_said_before_weights_load(

@@ -135,7 +135,7 @@ def bench(
     deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     setting = Setting(engine or default_engine(), repeats, prompts, seeds, preset, quick, deadline, log)
     file = None if out is None else Path(out) / FILE
-    known = [] if file is None or not file.exists() else write_rows(read_rows(file), file)  # with today's page
+    known = [] if file is None or not file.exists() else write_rows(load_rows(file), file)  # with today's page
     machine, measured = describe_machine(), []
     for name in chosen:
         row = ROWS[name]
@@ -163,7 +163,7 @@ def bench(
     return measured
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def load_rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows of a file. Raises InputError if it holds something else."""
     found = parse_json(file.read_text(), str(file))
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
@@ -184,7 +184,7 @@ def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any
 
 def write_page(file: Path) -> Path:
     """Write the page beside a file of rows, from that file alone, and return its path."""
-    rows, page = read_rows(file), file.with_name(PAGE)
+    rows, page = load_rows(file), file.with_name(PAGE)
     measured = {row["name"] for row in rows}
     missing = {name: (row.what, row.against) for name, row in ROWS.items() if name not in measured}
     with replace_atomically(page) as part:

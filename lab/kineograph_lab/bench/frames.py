@@ -56,7 +56,10 @@ def compare_frames(mode: str, dtype: str, setting: Setting) -> dict[str, Any]:
         reference = sides.load_theirs(folder, Variant("float32", torch.get_num_threads()))(frames, steps)
         ours = partial(sides.load_ours(folder, dtype, setting.engine), frames, steps)
         theirs = partial(sides.load_theirs(folder, variant), frames, steps)
-        own, their_own = mean_difference(ours(), reference), mean_difference(theirs(), reference)  # warms up as well
+        own, their_own = (
+            mean_grey_difference(ours(), reference),
+            mean_grey_difference(theirs(), reference),
+        )  # warms up as well
         pairs = time_pairs(partial(time_run, ours), partial(time_run, theirs), setting.repeats)
         size = (str(folder), frames, MIN_STEPS)
         return {
@@ -80,7 +83,7 @@ def time_short(sides: Sides, folder: Path, variant: Variant, frames: int) -> flo
     return time_run(generate)
 
 
-def mean_difference(ours: Frames, theirs: Frames) -> float:
+def mean_grey_difference(ours: Frames, theirs: Frames) -> float:
     """Return the mean difference of two videos in grey levels."""
     return float(np.abs(np.subtract(ours, theirs, dtype=float)).mean())
 

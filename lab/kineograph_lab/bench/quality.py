@@ -43,7 +43,7 @@ PAN, MAX_PAN_ERROR = -12 / 512, 0.25
 MARGIN = -3.0  # points: least lower bound of a difference for equal quality
 
 
-class Case(NamedTuple):
+class QualityCase(NamedTuple):
     """A prompt, its number and a seed of a video."""
 
     number: int
@@ -63,7 +63,7 @@ def compare_quality(kind: Kind, setting: Setting) -> dict[str, Any]:
     theirs, tried = (_make_pipeline if kind == "image" else _make_baseline)(frames, steps, setting)
     cases = list(list_cases(kind, setting.prompts, setting.seeds))
     ours(cases[0]), theirs(cases[0])  # converts and warms up
-    pairs, rows, done = list[Pair](), list[tuple[dict[str, float], dict[str, float]]](), list[Case]()
+    pairs, rows, done = list[Pair](), list[tuple[dict[str, float], dict[str, float]]](), list[QualityCase]()
     for case in cases:
         if setting.is_over and done:
             break
@@ -137,14 +137,14 @@ def judge_video(judges: Judges, kind: Kind, prompt: str, frames: Frames) -> dict
     return {**row, "similarity": float((found.identities[1:] @ found.identities[0]).mean())}
 
 
-def list_cases(kind: Kind, prompts: int, seeds: int) -> Iterator[Case]:
+def list_cases(kind: Kind, prompts: int, seeds: int) -> Iterator[QualityCase]:
     """Yield the first prompts of an endless list, each with all its seeds.
 
     Subjects in colours and scenes that training never showed; neither of the development prompts nor of the
     combinations that are kept for the studies' test split.
     """
     for number, prompt in enumerate(islice(_fresh_prompts(kind), prompts)):
-        yield from (Case(number, prompt, FIRST_SEED + number + 100_000 * turn) for turn in range(seeds))
+        yield from (QualityCase(number, prompt, FIRST_SEED + number + 100_000 * turn) for turn in range(seeds))
 
 
 def _fresh_prompts(kind: Kind) -> Iterator[str]:
@@ -163,11 +163,11 @@ def _model_name(kind: Kind) -> str:
     return "pocket" if kind == "image" else "pocket-video"
 
 
-def _make_ours(kind: Kind, frames: int, setting: Setting) -> Callable[[Case], Frames]:
+def _make_ours(kind: Kind, frames: int, setting: Setting) -> Callable[[QualityCase], Frames]:
     model = load(_model_name(kind))
     options = {"num_inference_steps": QUICK_STEPS} if setting.quick else {"preset": setting.preset}
 
-    def make(case: Case) -> Frames:
+    def make(case: QualityCase) -> Frames:
         return generate(
             model, case.prompt, seed=case.seed, num_frames=frames, engine=setting.engine, **options
         ).frames  # fmt: skip
@@ -175,17 +175,21 @@ def _make_ours(kind: Kind, frames: int, setting: Setting) -> Callable[[Case], Fr
     return make
 
 
-def _make_baseline(frames: int, steps: int, setting: Setting) -> tuple[Callable[[Case], Frames], list[dict[str, Any]]]:
+def _make_baseline(
+    frames: int, steps: int, setting: Setting
+) -> tuple[Callable[[QualityCase], Frames], list[dict[str, Any]]]:
     model = load(_model_name("video"))
     options = {"num_inference_steps": steps} if setting.quick else {"preset": "paper"}
 
-    def make(case: Case) -> Frames:
+    def make(case: QualityCase) -> Frames:
         return generate(model, case.prompt, seed=case.seed, num_frames=frames, engine="torch", **options).frames
 
     return make, []
 
 
-def _make_pipeline(frames: int, steps: int, setting: Setting) -> tuple[Callable[[Case], Frames], list[dict[str, Any]]]:
+def _make_pipeline(
+    frames: int, steps: int, setting: Setting
+) -> tuple[Callable[[QualityCase], Frames], list[dict[str, Any]]]:
     """Return diffusers' pipeline with its own defaults, in the fastest dtype, attention and number of threads."""
     dtypes = ("float32", "bfloat16")
     trials = find_fastest(lambda variant: time_short(text2video_zero.SIDES, POCKET, variant, frames), dtypes)
@@ -194,7 +198,7 @@ def _make_pipeline(frames: int, steps: int, setting: Setting) -> tuple[Callable[
     setting.log(f"diffusers is fastest with {variant}")
     early = {"t0": steps - 6, "t1": steps - 3}  # 44 and 47 of 50 steps, its defaults
 
-    def make(case: Case) -> Frames:
+    def make(case: QualityCase) -> Frames:
         with threads(variant.threads):
             images = pipe(
                 case.prompt, video_length=frames, num_inference_steps=steps, output_type="np",
@@ -205,7 +209,7 @@ def _make_pipeline(frames: int, steps: int, setting: Setting) -> tuple[Callable[
     return make, [{**trial.variant._asdict(), "seconds": trial.seconds} for trial in trials]
 
 
-def _keep(videos: dict[str, Frames], name: str, make: Callable[[Case], Frames], case: Case) -> float:
+def _keep(videos: dict[str, Frames], name: str, make: Callable[[QualityCase], Frames], case: QualityCase) -> float:
     """Make a video, keep its frames under a name and return its seconds."""
 
     def run() -> None:

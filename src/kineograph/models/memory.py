@@ -122,7 +122,7 @@ def predict_peak(networks: Networks, measured: Measured, run: Run) -> Peak:
     return Peak(PROCESS + sizes.unet + stored, held + HEAP * unet, held + HEAP * vae)
 
 
-def fit_run(description: Description, run: Run, limit: float, *, by_frames_alone: bool = False) -> Run:
+def fit_run(description: Description, run: Run, limit: float, *, by_frames_alone: bool) -> Run:
     """Return the run with fewer frames at once, tiles of the VAE or offloading, as little of it as fits into a limit.
 
     by_frames_alone: the only thing to change; then what fits best is returned if nothing fits. Otherwise raises

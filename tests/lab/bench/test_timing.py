@@ -69,9 +69,9 @@ def test_the_peak_of_a_child_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("shape", ["tiny-sd15", pytest.param("tiny-sdxl", marks=pytest.mark.slow)])
 def test_networks_of_both_sides_are_equal(shape: str) -> None:
     unet, inputs = network.load_network(shape, "float32"), network.random_inputs(shape, 2)
-    for across in (False, True):
-        ours = network.evaluate_ours(unet, inputs, "torch", across_frames=across)()
-        theirs = network.evaluate_theirs(unet, inputs, Variant("float32", 1), across_frames=across)()
+    for attention in ("own", "first"):
+        ours = network.evaluate_ours(unet, inputs, "torch", attention=attention)()
+        theirs = network.evaluate_theirs(unet, inputs, Variant("float32", 1), attention=attention)()
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -20,7 +20,7 @@ from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_vid
     CrossFrameAttnProcessor2_0,
 )
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -76,10 +76,11 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 OPTIMUM, CPP = "KINEOGRAPH_BENCH_OPTIMUM", "KINEOGRAPH_BENCH_SD_CPP"
 PYTHONS = {OPTIMUM: "/var/tmp/peers/optimum/bin/python", CPP: "/var/tmp/peers/sdcpp/bin/python"}
 INSTALLS = {OPTIMUM: "optimum-intel[openvino] and diffusers", CPP: "stable-diffusion-cpp-python==0.4.7"}
+Attention = Literal["own", "first"]  # of frames: each to itself, or all to the first
 RESULT = "seconds "  # start of a script's lines; whatever else it prints is passed over
 
 
-class Inputs(NamedTuple):
+class NetworkInputs(NamedTuple):
     """Noisy frames, text tokens and, for SDXL, the pooled text, all in float32."""
 
     z: Tensor
@@ -104,11 +105,11 @@ def measure_share_of_peak(setting: Setting, *, dtype: str = "bfloat16") -> dict[
 
 def compare_with_diffusers(shape: str, frames: int, dtype: str, setting: Setting) -> dict[str, Any]:
     """Return a row of frames beside diffusers' U-Net at its fastest; on a GPU with attention to the first frame."""
-    shape, across = _shape(setting, shape), torch.cuda.is_available()
+    shape, attention = _shape(setting, shape), _attention()
     unet, inputs = load_network(shape, dtype), random_inputs(shape, frames)
 
     def evaluate(variant: Variant) -> Run:
-        return partial(time_run, evaluate_theirs(unet, inputs, variant, across_frames=across))
+        return partial(time_run, evaluate_theirs(unet, inputs, variant, attention=attention))
 
     def measure(variant: Variant) -> float:
         run = evaluate(variant)
@@ -117,27 +118,27 @@ def compare_with_diffusers(shape: str, frames: int, dtype: str, setting: Setting
 
     trials = find_fastest(measure, [dtype])
     tried = [{**trial.variant._asdict(), "seconds": trial.seconds} for trial in trials]
-    theirs = evaluate_theirs(unet, inputs, trials[0].variant, across_frames=across)
-    row = _compare(unet, inputs, partial(time_run, theirs), setting, across_frames=across)
-    size = (shape, frames, across)
+    theirs = evaluate_theirs(unet, inputs, trials[0].variant, attention=attention)
+    row = _compare(unet, inputs, partial(time_run, theirs), setting, attention=attention)
+    size = (shape, frames, attention)
     return {
         **row, "dtype": dtype, "frames": frames, "tried": tried,
-        "memory_gb": measure_peak(run_ours, dtype, setting.engine, *size),
-        "their_memory_gb": measure_peak(run_theirs, list(trials[0].variant), *size),
+        "memory_gb": measure_peak(run_our_network, dtype, setting.engine, *size),
+        "their_memory_gb": measure_peak(run_their_network, list(trials[0].variant), *size),
     }  # fmt: skip
 
 
-def run_ours(dtype: str, engine: Any, shape: str, frames: int, across_frames: bool) -> None:
+def run_our_network(dtype: str, engine: Any, shape: str, frames: int, attention: Attention) -> None:
     """Evaluate this library's network, in a process whose memory is measured."""
     unet = load_network(shape, dtype)
-    evaluate_ours(unet, random_inputs(shape, frames), engine, across_frames=across_frames)()
+    evaluate_ours(unet, random_inputs(shape, frames), engine, attention=attention)()
 
 
-def run_theirs(variant: list[Any], shape: str, frames: int, across_frames: bool) -> None:
+def run_their_network(variant: list[Any], shape: str, frames: int, attention: Attention) -> None:
     """Evaluate diffusers' network, in a process whose memory is measured."""
     chosen = Variant(*variant)
     unet = load_network(shape, chosen.dtype)
-    evaluate_theirs(unet, random_inputs(shape, frames), chosen, across_frames=across_frames)()
+    evaluate_theirs(unet, random_inputs(shape, frames), chosen, attention=attention)()
 
 
 def compare_with_openvino(setting: Setting) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def compare_with_cpp(setting: Setting) -> dict[str, Any]:
     shape = _shape(setting, "sd15")
     unet, inputs = load_network(shape, "bfloat16"), random_inputs(shape, 2)
     with tempfile.TemporaryDirectory() as temporary:
-        file = save_checkpoint(unet, Path(temporary) / "model.safetensors")
+        file = save_single_file(unet, Path(temporary) / "model.safetensors")
         size = 8 * unet.config.sample_size
         with ExitStack() as stack:
             runs = {
@@ -188,6 +189,10 @@ def compare_with_cpp(setting: Setting) -> dict[str, Any]:
                 for dtype in ("f16", "q8_0")
             }
             return _compare_fastest(unet, inputs, runs, setting)
+
+
+def _attention() -> Attention:
+    return "first" if torch.cuda.is_available() else "own"
 
 
 def _shape(setting: Setting, name: str) -> str:
@@ -204,14 +209,14 @@ def load_network(shape: str, dtype: str) -> UNet2DConditionModel:
     return unet.eval().requires_grad_(False).to(place.dtype).to(memory_format=place.memory_format)
 
 
-def random_inputs(shape: str, frames: int) -> Inputs:
+def random_inputs(shape: str, frames: int) -> NetworkInputs:
     """Return random inputs of one video."""
     config, generator = SHAPES[shape], torch.Generator().manual_seed(SEED)
     side, width = config["sample_size"], config["cross_attention_dim"]
     z, tokens = (torch.randn(1, *size, generator=generator) for size in ((frames, 4, side, side), (TOKENS, width)))
     pooled = torch.randn(1, 1280, generator=generator) if "addition_embed_type" in config else None
     device = choose_placement().device
-    return Inputs(z.to(device), tokens.to(device), None if pooled is None else pooled.to(device))
+    return NetworkInputs(z.to(device), tokens.to(device), None if pooled is None else pooled.to(device))
 
 
 def count_flops(shape: str, frames: int) -> int:
@@ -226,9 +231,9 @@ def count_flops(shape: str, frames: int) -> int:
 
 
 def evaluate_ours(
-    unet: UNet2DConditionModel, inputs: Inputs, engine: Engine, *, across_frames: bool = False
+    unet: UNet2DConditionModel, inputs: NetworkInputs, engine: Engine, *, attention: Attention = "own"
 ) -> Callable[[], Tensor]:
-    """Return a function that evaluates this library's network. across_frames: all frames attend to the first."""
+    """Return a function that evaluates this library's network. attention: "first" of all frames to the first."""
     net, embedding, run_layers = VideoUNet(unet).eval(), None, None
     if inputs.pooled is not None:
         numbers = torch.tensor(SDXL_SIZES, device=inputs.pooled.device)
@@ -244,7 +249,7 @@ def evaluate_ours(
     @torch.no_grad()
     def evaluate() -> Tensor:
         return net(
-            inputs.z, TIMESTEP, condition, frame_attention=first if across_frames else own, key_values=key_values,
+            inputs.z, TIMESTEP, condition, frame_attention=first if attention == "first" else own, key_values=key_values,
             run_layers=run_layers,
         )[0]  # fmt: skip
 
@@ -252,7 +257,7 @@ def evaluate_ours(
 
 
 def evaluate_theirs(
-    unet: UNet2DConditionModel, inputs: Inputs, variant: Variant, *, across_frames: bool = False
+    unet: UNet2DConditionModel, inputs: NetworkInputs, variant: Variant, *, attention: Attention = "own"
 ) -> Callable[[], Tensor]:
     """Return a function that evaluates diffusers' network, with weights of its own."""
     order = (
@@ -261,7 +266,7 @@ def evaluate_theirs(
     net = copy.deepcopy(unet).to(parse_dtype(variant.dtype)).to(memory_format=order)
     plain, fused = (
         (CrossFrameAttnProcessor(batch_size=1), CrossFrameAttnProcessor2_0(batch_size=1))
-        if across_frames
+        if attention == "first"
         else (AttnProcessor(), AttnProcessor2_0())
     )
     net.set_attn_processor(plain if variant.attention == "plain" else fused)
@@ -280,7 +285,7 @@ def evaluate_theirs(
     return evaluate
 
 
-def save_checkpoint(unet: UNet2DConditionModel, file: Path) -> Path:
+def save_single_file(unet: UNet2DConditionModel, file: Path) -> Path:
     """Save a checkpoint in one file, as Stable Diffusion 1.5 was released: this U-Net, a random VAE and text encoder."""
     torch.manual_seed(SEED)
     width = unet.config.cross_attention_dim
@@ -301,7 +306,7 @@ def save_checkpoint(unet: UNet2DConditionModel, file: Path) -> Path:
     return file
 
 
-class _ReturnSample(torch.nn.Module):
+class _ReturnSample(nn.Module):
     """A U-Net that returns a tensor."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -313,13 +318,13 @@ class _ReturnSample(torch.nn.Module):
 
 
 def _compare(
-    unet: UNet2DConditionModel, inputs: Inputs, theirs: Run, setting: Setting, *, across_frames: bool = False
+    unet: UNet2DConditionModel, inputs: NetworkInputs, theirs: Run, setting: Setting, *, attention: Attention = "own"
 ) -> dict[str, Any]:
     """Return the speed of both sides, and their differences to float32 relative to the mean of its absolute values."""
-    ours = evaluate_ours(unet, inputs, setting.engine, across_frames=across_frames)
+    ours = evaluate_ours(unet, inputs, setting.engine, attention=attention)
     found = ours()
     by_diffusers, exact = (
-        evaluate_theirs(unet, inputs, Variant(dtype, torch.get_num_threads()), across_frames=across_frames)().float()
+        evaluate_theirs(unet, inputs, Variant(dtype, torch.get_num_threads()), attention=attention)().float()
         for dtype in (str(unet.dtype).removeprefix("torch."), "float32")
     )
     own, their_own = (float((each - exact).abs().mean() / exact.abs().mean()) for each in (found.float(), by_diffusers))
@@ -331,7 +336,7 @@ def _compare(
 
 
 def _compare_fastest(
-    unet: UNet2DConditionModel, inputs: Inputs, runs: Mapping[str, Run], setting: Setting
+    unet: UNet2DConditionModel, inputs: NetworkInputs, runs: Mapping[str, Run], setting: Setting
 ) -> dict[str, Any]:
     """Return a row beside the fastest of several runs, each tried twice."""
     seconds = {name: min(run(), run()) for name, run in runs.items()}

@@ -13,7 +13,7 @@ from optimum.intel import OVStableDiffusionPipeline  # type: ignore[import-not-f
 TIMESTEP, TOKENS = 500, 77
 
 
-def main(folder: str, threads: str) -> None:
+def _main(folder: str, threads: str) -> None:
     """Export, compile and evaluate."""
     pipe = OVStableDiffusionPipeline.from_pretrained(
         folder, export=True, ov_config={"INFERENCE_NUM_THREADS": int(threads)}

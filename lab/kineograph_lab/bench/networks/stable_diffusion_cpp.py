@@ -12,7 +12,7 @@ from stable_diffusion_cpp import StableDiffusion  # type: ignore[import-not-foun
 STEPS, GUIDANCE = 2, 7.5
 
 
-def main(checkpoint: str, dtype: str, size: str, threads: str) -> None:
+def _main(checkpoint: str, dtype: str, size: str, threads: str) -> None:
     """Load and sample."""
     model = StableDiffusion(model_path=checkpoint, wtype=dtype, n_threads=int(threads), verbose=True)
     sys.stdout.write("seconds 0\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +44,7 @@ class Conversions(NamedTuple):
     missed: float = 0.0
 
 
+@dataclass(frozen=True)
 class GraphCache:
     """A folder of graphs by their keys, without effect where it cannot be written.
 
@@ -50,9 +52,8 @@ class GraphCache:
         value off, nothing is stored.
     """
 
-    def __init__(self, folder: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
-        self.folder = default_folder() if folder is None else folder
-        self.max_bytes = max_bytes
+    folder: Path | None = field(default_factory=lambda: default_folder())
+    max_bytes: int = MAX_BYTES
 
     def read(self, key: str) -> StoredGraph | None:
         """Return a graph; None if there is none, or only a damaged one."""

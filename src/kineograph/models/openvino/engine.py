@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -22,15 +23,20 @@ from kineograph.models.unet.video_unet import RunLayers, VideoUNet
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
 class Engine:
-    """Graphs of networks, converted at their first use. Networks with changed weights are converted again."""
+    """Graphs of networks, converted at their first use. Networks with changed weights are converted again.
 
-    def __init__(self, cache: GraphCache | None = None) -> None:
-        self._cache = GraphCache() if cache is None else cache
-        # by the network's state and what else a graph depends on; None where no graph is right, so that torch computes
-        self._graphs: WeakKeyDictionary[nn.Module, dict[str, Graph | None]] = WeakKeyDictionary()
-        self._lock = Lock()
-        self._cores = torch.get_num_threads()
+    cache   graphs on disk
+    graphs  of each network, by its state and what else a graph depends on; None where torch computes, since no graph is
+            right on this machine
+    cores   number of threads of all evaluations together
+    """
+
+    cache: GraphCache = field(default_factory=GraphCache)
+    graphs: WeakKeyDictionary[nn.Module, dict[str, Graph | None]] = field(default_factory=WeakKeyDictionary)
+    cores: int = field(default_factory=torch.get_num_threads)
+    _lock: Lock = field(default_factory=Lock)
 
     def run_unet(self, net: VideoUNet) -> RunLayers:
         """Return the function that computes `VideoUNet.run_layers`, with the weights that the network has now."""
@@ -43,7 +49,7 @@ class Engine:
     def finish(self, key: str) -> None:
         """Note that all graphs of a run are stored. key: of `choice.EngineChoice`."""
         if key:
-            self._cache.note(key, Conversions(done=True))
+            self.cache.note(key, Conversions(done=True))
 
     def _bind(self, network: nn.Module) -> Call:
         return partial(self._call, network_state(network))
@@ -56,10 +62,10 @@ class Engine:
 
         fixed: what else the function depends on; its `repr` says all of it.
         """
-        threads = Threads(self._cores, max(1, self._cores // torch.get_num_threads()))
+        threads = Threads(self.cores, max(1, self.cores // torch.get_num_threads()))
         described = repr((fixed, [tuple(each.shape) for each in tensors], threads))
         with self._lock:  # two guidance branches ask for the same graph
-            graphs = self._graphs.setdefault(network, {})
+            graphs = self.graphs.setdefault(network, {})
             if state + described not in graphs:
                 graphs[state + described] = self._open(network, described, body, tensors, threads)
             found = graphs[state + described]
@@ -69,7 +75,7 @@ class Engine:
         self, network: nn.Module, described: str, body: Body, tensors: Sequence[Tensor], threads: Threads
     ) -> Graph | None:
         key = hash_values(network, described)
-        stored = self._cache.read(key)
+        stored = self.cache.read(key)
         if stored is not None:
             return None if stored.exported is None else open_graph(stored.exported, stored.precision, threads)
         name, start = type(network).__name__, time.perf_counter()
@@ -79,7 +85,7 @@ class Engine:
         if converted is None:
             log.warning("OpenVINO does not compute %s rightly on this machine: torch computes it", name)
         exported = None if converted is None else converted.export()
-        self._cache.write(key, StoredGraph(precision, exported, seconds))
+        self.cache.write(key, StoredGraph(precision, exported, seconds))
         return converted
 
 

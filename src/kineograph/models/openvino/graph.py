@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -34,12 +35,12 @@ class Threads(NamedTuple):
     streams: int
 
 
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A compiled graph. Calls from several threads run at the same time, each with a request of its own."""
 
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
-        self._compiled = compiled
-        self._requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+    compiled: openvino.CompiledModel
+    _requests: SimpleQueue[openvino.InferRequest] = field(default_factory=SimpleQueue)
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs, float32, for tensors of the shapes that the graph was converted for."""
@@ -47,10 +48,10 @@ class Graph:
         try:
             request = self._requests.get_nowait()
         except Empty:
-            request = self._compiled.create_infer_request()
+            request = self.compiled.create_infer_request()
         try:
             request.infer(dict(enumerate(arrays)), share_inputs=True)
-            outputs = [request.get_output_tensor(k).data for k in range(len(self._compiled.outputs))]
+            outputs = [request.get_output_tensor(k).data for k in range(len(self.compiled.outputs))]
             return [torch.from_numpy(each.copy()) for each in outputs]  # the request writes there again
         finally:
             self._requests.put(request)
@@ -58,7 +59,7 @@ class Graph:
     def export(self) -> bytes:
         """Return the compiled graph as bytes, for `open_graph` with the same OpenVINO on the same kind of CPU."""
         stream = io.BytesIO()
-        self._compiled.export_model(stream)
+        self.compiled.export_model(stream)
         return stream.getvalue()
 
 
