@@ -38,4 +38,4 @@ def _write(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _main(*sys.argv[1:])

@@ -32,4 +32,4 @@ def _main(checkpoint: str, dtype: str, size: str, threads: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _main(*sys.argv[1:])
