@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -31,7 +31,7 @@ class Row:
     what, against  both sides in words
     measure        returns the figures
     bar            what issue 28 asks for, on a CPU with avx512_bf16 or AMX
-    has_engine     False where our side is always torch's
+    engine         of our side where it cannot be chosen: torch's, or what a run chooses by itself
     on_gpu         True for a row that needs a GPU; the others are for a CPU, and run on a GPU too
     """
 
@@ -39,7 +39,7 @@ class Row:
     against: str
     measure: Callable[[Setting], dict[str, Any]]
     bar: str = ""
-    has_engine: bool = True
+    engine: Literal["torch", "auto"] | None = None
     on_gpu: bool = False
 
 
@@ -50,7 +50,7 @@ def _frames(mode: str, dtype: str) -> Callable[[Setting], dict[str, Any]]:
 def _network(shape: str, dtype: str) -> Row:
     name = {"sd15": "SD-1.5-shaped network at 512x512", "sdxl": "SDXL-shaped network at 1024x1024"}[shape]
     measure = partial(network.compare_with_diffusers, shape, 16, dtype)
-    return Row(f"{name}, 16 frames, {dtype}", EQUAL_DTYPE, measure, has_engine=False, on_gpu=True)
+    return Row(f"{name}, 16 frames, {dtype}", EQUAL_DTYPE, measure, engine="torch", on_gpu=True)
 
 
 SD15 = "SD-1.5-shaped network at 512x512"
@@ -62,7 +62,7 @@ ROWS: Mapping[str, Row] = {
     "animatediff-bfloat16": Row("AnimateDiff layers", EQUAL_DTYPE, _frames("animatediff", "bfloat16"), ">= 1.7"),
     "animatediff-float32": Row("AnimateDiff layers", EQUAL_DTYPE, _frames("animatediff", "float32"), ">= 1.7"),
     "training-bfloat16": Row(
-        "training step", EQUAL_DTYPE, _frames("training", "bfloat16"), ">= 1.5", has_engine=False
+        "training step", EQUAL_DTYPE, _frames("training", "bfloat16"), ">= 1.5", engine="torch"
     ),
     "end-to-end-image": Row(
         "image-model video, end to end at equal quality", "diffusers at 50 steps",
@@ -79,7 +79,7 @@ ROWS: Mapping[str, Row] = {
     "network-cpp": Row(SD15, "stable-diffusion.cpp", network.compare_with_cpp, ">= 1"),
     "memory": Row("peak memory of 1000 frames", "16 frames", start.compare_memory, "<= 1.1"),
     "first-video": Row(
-        "from command to first video", "", start.time_first_video, "<= 5 s", has_engine=False
+        "from command to first video", "", start.time_first_video, "<= 5 s", engine="auto"
     ),
     **{f"gpu-{shape}-{dtype}": _network(shape, dtype) for shape in ("sd15", "sdxl") for dtype in ("float16", "bfloat16")},
 }  # fmt: skip
@@ -139,15 +139,16 @@ def bench(
     machine, measured = describe_machine(), []
     for name in chosen:
         row = ROWS[name]
-        setting = replace(setting, engine=(engine or default_engine()) if row.has_engine else "torch")
-        identity = {"name": name, "engine": setting.engine, "settings": setting.as_json(), "machine": machine}
+        fixed = "torch" if row.engine == "torch" else engine or default_engine()
+        setting, used = replace(setting, engine=fixed), row.engine or fixed
+        identity = {"name": name, "engine": used, "settings": setting.as_json(), "machine": machine}
         if resume and any(all(each[key] == value for key, value in identity.items()) for each in known):
             log(f"{name}: there already")
             continue
         if setting.is_over:
             log(f"{name}: no time left")
             continue
-        log(f"{name}, {setting.engine}")
+        log(f"{name}, {used}")
         began, load = time.monotonic(), load_average()
         figures = row.measure(setting)
         measured.append(
@@ -158,7 +159,7 @@ def bench(
             }
         )  # fmt: skip
         if file is not None:
-            known = [each for each in known if (each["name"], each["engine"]) != (name, setting.engine)]
+            known = [each for each in known if each["name"] != name or (each["engine"] != used and not row.engine)]
             known = write_rows([*known, measured[-1]], file)
     return measured
 

@@ -18,11 +18,10 @@ from kineograph_lab.bench import animatediff, controlnet, text2video_zero, train
 from kineograph_lab.bench.memory import measure_peak
 from kineograph_lab.bench.setting import Setting
 from kineograph_lab.bench.text2video_zero import TINY, WARP_AFTER, Sides, save_random_pipeline
-from kineograph_lab.bench.timing import Variant, find_fastest, summarise_pairs, time_pairs, time_run
+from kineograph_lab.bench.timing import Variant, find_fastest, is_equal_output, summarise_pairs, time_pairs, time_run
 
 MIN_STEPS = WARP_AFTER + 2  # of trials, and of the runs whose memory is measured
-MAX_RATIO = 1.2  # of the mean difference to the float32 reference over diffusers' own, for equal output
-MAX_ROUNDING = 0.5  # grey levels: mean difference of equal output where diffusers has next to none, as in float32
+MAX_ROUNDING = 0.5  # grey levels: mean difference of equal output in float32
 
 
 class Mode(NamedTuple):
@@ -66,7 +65,7 @@ def compare_frames(mode: str, dtype: str, setting: Setting) -> dict[str, Any]:
             **summarise_pairs(pairs),
             "difference": own,
             "their_difference": their_own,
-            "equal_output": own <= max(MAX_RATIO * their_own, MAX_ROUNDING),
+            "equal_output": is_equal_output(own, their_own, dtype, MAX_ROUNDING),
             "memory_gb": measure_peak(run_ours, mode, dtype, setting.engine, *size),
             "their_memory_gb": measure_peak(run_theirs, mode, list(variant), *size),
             "dtype": dtype,

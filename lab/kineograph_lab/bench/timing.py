@@ -14,6 +14,7 @@ import torch
 from kineograph.models.placement import choose_placement, parse_dtype
 
 LEVEL = 0.95  # of the intervals
+MAX_RATIO = 1.2  # of the mean difference to float32 over diffusers' own, for equal output
 MATRIX_SIZE, MATRIX_REPEATS = 2048, 12
 
 
@@ -140,3 +141,11 @@ def find_fastest(measure: Callable[[Variant], float], dtypes: Sequence[str]) -> 
             if variant not in seconds:
                 seconds[variant] = measure(variant)
     return sorted((Trial(*each) for each in seconds.items()), key=lambda trial: trial.seconds)
+
+
+def is_equal_output(difference: float, their_difference: float, dtype: str, rounding: float) -> bool:
+    """Return True if a mean difference to diffusers in float32 is at most `MAX_RATIO` times diffusers' own.
+
+    In float32, where diffusers' own is next to nothing, it may be `rounding`.
+    """
+    return difference <= max(MAX_RATIO * their_difference, rounding if dtype == "float32" else 0.0)

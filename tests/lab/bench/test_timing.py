@@ -77,3 +77,8 @@ def test_networks_of_both_sides_are_equal(shape: str) -> None:
 
 def test_operations_are_those_of_stable_diffusion() -> None:
     assert network.count_flops("sd15", 2) == pytest.approx(1.604e12, rel=1e-3)
+
+
+def test_equal_output_is_that_of_diffusers_at_the_dtype() -> None:
+    assert timing.is_equal_output(0.12, 0.1, "bfloat16", 0.5) and not timing.is_equal_output(0.13, 0.1, "bfloat16", 0.5)
+    assert timing.is_equal_output(0.4, 0.0, "float32", 0.5) and not timing.is_equal_output(0.6, 0.0, "float32", 0.5)

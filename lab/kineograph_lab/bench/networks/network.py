@@ -39,6 +39,7 @@ from kineograph_lab.bench.timing import (
     Run,
     Variant,
     find_fastest,
+    is_equal_output,
     matrix_peak,
     summarise_pairs,
     threads,
@@ -48,8 +49,7 @@ from kineograph_lab.bench.timing import (
 
 SEED, TIMESTEP, TOKENS = 0, 500.0, 77
 SDXL_SIZES = (1024, 1024, 0, 0, 1024, 1024)  # original size, crop corner and target size
-# Of equal output: ratio of the difference to float32 over diffusers' own; relative difference that is rounding.
-MAX_RATIO, MAX_ROUNDING = 1.2, 1e-4
+MAX_ROUNDING = 1e-4  # relative difference of equal output in float32
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)},
     "sdxl": {
@@ -322,16 +322,16 @@ def _compare(
 ) -> dict[str, Any]:
     """Return the speed of both sides, and their differences to float32 relative to the mean of its absolute values."""
     ours = evaluate_ours(unet, inputs, setting.engine, attention=attention)
-    found = ours()
+    found, dtype = ours(), str(unet.dtype).removeprefix("torch.")
     by_diffusers, exact = (
-        evaluate_theirs(unet, inputs, Variant(dtype, torch.get_num_threads()), attention=attention)().float()
-        for dtype in (str(unet.dtype).removeprefix("torch."), "float32")
+        evaluate_theirs(unet, inputs, Variant(name, torch.get_num_threads()), attention=attention)().float()
+        for name in (dtype, "float32")
     )
     own, their_own = (float((each - exact).abs().mean() / exact.abs().mean()) for each in (found.float(), by_diffusers))
     pairs = time_pairs(partial(time_run, ours), theirs, setting.repeats)
     return {
         **summarise_pairs(pairs), "difference": own, "their_difference": their_own,
-        "equal_output": own <= max(MAX_RATIO * their_own, MAX_ROUNDING),
+        "equal_output": is_equal_output(own, their_own, dtype, MAX_ROUNDING),
     }  # fmt: skip
 
 
