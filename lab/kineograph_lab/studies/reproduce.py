@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kineograph.errors import InputError, InputWarning
-from kineograph.models.loading.provenance import collect_provenance
+from kineograph.errors import InputError, InputWarning, expand_user
+from kineograph.models.loading.provenance import collect_provenance, fingerprints
 from kineograph.models.model import Model
 from kineograph.request import SharedOptions
 from kineograph_lab.studies.freenoise import long_videos as freenoise_videos
@@ -42,7 +42,7 @@ from kineograph_lab.studies.text2video_zero import ablation, controlnet, dreambo
 from kineograph_lab.studies.video_elevator import personalised, two_models
 from kineograph_lab.studies.videocrafter1 import image_to_video, joint_training, text_to_video
 from kineograph_lab.studies.vidrd import degraded_videos, long_videos, pan_and_zoom, temporal_decoder
-from kineograph_lab.studies.weights import hash_models
+from kineograph_lab.studies.weights import MODEL_FILES, hash_models
 
 MakeStudy = Callable[[Model, Judges, int, int | None], Study]
 
@@ -151,7 +151,7 @@ def prepare_study(study: Study, folder: Path, model: Model, judges: Judges, spli
     """Return the study with its protocol, whose id is that of an earlier run if nothing changed since."""
     analysis = study.analysis
     protocol = declare_protocol(
-        hash_models([str(model.settings["source"]), *analysis.models]) | dict(judges.weight_hashes), study.settings,
+        _hash_model(model) | hash_models(analysis.models) | dict(judges.weight_hashes), study.settings,
         (SharedOptions, *analysis.options),
         {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type, "engine": ENGINE}, split,
     )  # fmt: skip
@@ -159,6 +159,13 @@ def prepare_study(study: Study, folder: Path, model: Model, judges: Judges, spli
     machine = machine_kind(model.device.type)
     stamp = {"protocol": number, "split": split, "commit": current_commit(), "machine": machine}
     return PreparedStudy(study, protocol, stamp)
+
+
+def _hash_model(model: Model) -> dict[str, dict[str, str]]:
+    """Return the hashes of a model's weight files, or of its weights in memory if it was changed since or has no files."""
+    source = str(model.settings.get("source", ""))
+    as_in_files = model.settings.keys() == {"source"} and (source in MODEL_FILES or expand_user(source).exists())
+    return hash_models([source]) if as_in_files else {model.name: fingerprints(model)}
 
 
 def lock_study(prepared: PreparedStudy, folder: Path) -> None:

@@ -92,7 +92,7 @@ def test_long_videos_study_and_ablation(model: Model, judges: Judges, tmp_path, 
     claims = long_videos._state_claims(records)
     assert len(claims) == 7 and {claim.count for claim in claims} == {2}
     study = long_videos.long_videos_ablation(model, judges, 2, 1)
-    assert len(study.cases) == len(study.analysis.cases(2)) == 1
+    assert len(study.cases) == len(study.analysis.cases(2, "test")) == 1
     parts = run_and_check(study, tmp_path)
     assert {each["arm"] for each in parts} == {*long_videos.BOTH, *long_videos.THEIRS, *long_videos.WITHOUT}
     assert len(long_videos._state_ablation_claims(parts)) == 10
