@@ -49,7 +49,13 @@ def compare_frames(mode: str, dtype: str, setting: Setting) -> dict[str, Any]:
     if setting.quick:
         frames, steps = 2, MIN_STEPS
     with _folder(setting) as folder:
-        trials = find_fastest(lambda variant: time_short(sides, folder, variant, frames), [dtype])
+
+        def measure(variant: Variant) -> float:
+            setting.log(f"trying {variant}")
+            return time_short(sides, folder, variant, frames)
+
+        # torch 2.13 crashes in the backward pass of tiny networks with plain attention, bfloat16 and channels_last
+        trials = find_fastest(measure, [dtype], formats=(False,) if setting.quick else (False, True))
         variant = trials[0].variant
         setting.log(f"diffusers is fastest with {variant}")
         reference = sides.load_theirs(folder, Variant("float32", torch.get_num_threads()))(frames, steps)

@@ -120,17 +120,19 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def find_fastest(measure: Callable[[Variant], float], dtypes: Sequence[str]) -> list[Trial]:
+def find_fastest(
+    measure: Callable[[Variant], float], dtypes: Sequence[str], *, formats: Sequence[bool] = (False, True)
+) -> list[Trial]:
     """Return all trials, the fastest first: one property after the other is changed, and the faster value is kept.
 
-    measure: seconds of a short run. dtypes: those to try.
+    measure: seconds of a short run. dtypes, formats: values of `dtype` and `channels_last` to try.
     """
     cores = torch.get_num_threads()
     choices: dict[str, Sequence[Any]] = {
         "dtype": dtypes,
         "attention": ["sdpa", "plain"],
         "threads": sorted({cores, max(1, cores // 2)}, reverse=True),
-        "channels_last": [False, True],
+        "channels_last": formats,
     }
     start = Variant(dtypes[0], cores)
     seconds = {start: measure(start)}

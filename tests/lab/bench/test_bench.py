@@ -83,7 +83,7 @@ def test_prompts_are_fresh_and_the_same_at_every_call() -> None:
 @pytest.mark.parametrize("mode", [pytest.param("text2video-zero", marks=pytest.mark.soak), "controlnet", "training"])
 def test_both_sides_make_equal_frames(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setattr(frames, "measure_peak", lambda *given: 1.0)  # two processes
-    monkeypatch.setattr(frames, "find_fastest", lambda measure, dtypes: [frames_trial(dtypes[0])])
+    monkeypatch.setattr(frames, "find_fastest", lambda measure, dtypes, formats: [frames_trial(dtypes[0])])
     row = frames.compare_frames(mode, "float32", Setting("torch", repeats=1, quick=True))
     assert row["equal_output"] and row["their_difference"] == 0 and row["speedup"] > 0
 

@@ -10,7 +10,7 @@ import time
 import torch
 from optimum.intel import OVStableDiffusionPipeline  # type: ignore[import-not-found]
 
-TIMESTEP, TOKENS = 500, 77
+TIMESTEP = 500
 
 
 def _main(folder: str, threads: str) -> None:
@@ -19,7 +19,8 @@ def _main(folder: str, threads: str) -> None:
         folder, export=True, ov_config={"INFERENCE_NUM_THREADS": int(threads)}
     )
     side, width = pipe.unet.config.sample_size, pipe.unet.config.cross_attention_dim
-    sample, tokens = torch.randn(2, 4, side, side), torch.randn(2, TOKENS, width)
+    # the export fixes the number of tokens
+    sample, tokens = torch.randn(2, 4, side, side), torch.randn(2, pipe.tokenizer.model_max_length, width)
 
     def evaluate() -> None:
         pipe.unet(sample, torch.tensor(TIMESTEP), tokens)
