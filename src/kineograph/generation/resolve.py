@@ -249,13 +249,13 @@ def _choose_engine(
     """Return the engine of a run; see `choose_engine`."""
     options, frames = combination.options, decided.num_frames
     together = min(frames, decided.chunk_size if model.temporal is None else decided.window)
-    branches = 2 if options["guidance_scale"] > 1 else 1
+    guided = options["guidance_end"] - options["guidance_start"] if options["guidance_scale"] > 1 else 0.0
     videos, _, height, width = latent_shape
     work = Work(
-        evaluations=options["num_inference_steps"] * branches * options["clips"],
+        evaluations=options["num_inference_steps"] * options["clips"] * (1 + guided),
         latent_pixels=videos * frames * height * width,
         graphs=(1 if together == frames else 2) + len(options["control"]),
-        shape=(combination.method, latent_shape, frames, together, branches, sorted(options["control"])),
+        shape=(combination.method, latent_shape, frames, together, guided > 0, sorted(options["control"])),
     )
     limited = options["engine"] == "auto" and options["memory"] is not None  # that of converted networks is not known
     return choose_engine("torch" if limited else options["engine"], model, work)

@@ -34,7 +34,7 @@ class Work(NamedTuple):
     shape         everything that the graphs' shapes depend on
     """
 
-    evaluations: int
+    evaluations: float
     latent_pixels: int
     graphs: int
     shape: tuple[Any, ...]
