@@ -15,7 +15,7 @@ interval of the median by order statistics: 95 % from six pairs on, of fewer fro
 are warm: what is converted or compiled was so before. Memory is the peak of a process of its own, VmHWM as it reads it
 from /proc/self/status (on a GPU torch's counter). Differences are of the timed videos, mean grey levels of 255 (of
 networks: relative to the mean absolute output), to diffusers in float32; in brackets diffusers' own at that dtype, in
-the same run. Output is equal if ours is at most 1.2 times that, or rounding.
+the same run. Output is equal if ours is at most 1.2 times that; in float32, if it is rounding.
 """
 HEADER = (
     "row",

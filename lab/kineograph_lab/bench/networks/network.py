@@ -181,12 +181,12 @@ def compare_with_cpp(setting: Setting) -> dict[str, Any]:
     shape = _shape(setting, "sd15")
     unet, inputs = load_network(shape, "bfloat16"), random_inputs(shape, 2)
     with tempfile.TemporaryDirectory() as temporary:
-        file = save_single_file(unet, Path(temporary) / "model.safetensors")
+        full = load_network("sd15", "bfloat16")  # the program knows no other: with --quick only the image is small
+        file = save_single_file(full, Path(temporary) / "model.safetensors")
         size = 8 * unet.config.sample_size
         with ExitStack() as stack:
             runs = {
-                dtype: stack.enter_context(_script(CPP, "stable_diffusion_cpp.py", file, dtype, size))
-                for dtype in ("f16", "q8_0")
+                dtype: stack.enter_context(_script(CPP, "sd_cpp.py", file, dtype, size)) for dtype in ("f16", "q8_0")
             }
             return _compare_fastest(unet, inputs, runs, setting)
 

@@ -1,6 +1,6 @@
 """Script for an environment with stable-diffusion-cpp-python: sampling steps of an image with guidance.
 
-python stable_diffusion_cpp.py CHECKPOINT TYPE SIZE THREADS: for every line of stdin samples two steps of an image of
+python sd_cpp.py CHECKPOINT TYPE SIZE THREADS: for every line of stdin samples two steps of an image of
 this size and writes "seconds S" of the second step.
 """
 
