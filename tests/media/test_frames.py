@@ -15,7 +15,7 @@ from numbered import numbered, numbers
 from PIL import Image, ImageCms
 
 from kineograph.curation.decoding import frames_at_rate, open_decodable
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.media.dataset_layouts import DatasetItem
 from kineograph.media.footage import open_footage
 from kineograph.media.frames import decode_stream, open_video_stream, to_rgb
@@ -367,5 +367,7 @@ def test_frames_of_a_folder_are_upright_and_in_the_order_of_their_numbers(tmp_pa
     exif[0x0112] = 6
     for number in (1, 2, 10):
         Image.new("RGB", (48, 32), (number,) * 3).save(tmp_path / f"frame_{number}.png", exif=exif)
-    for video in (open_video(tmp_path), Video(np.stack(list(open_footage(tmp_path).frames(48, 32))))):
+    with pytest.warns(InputWarning, match="no frames between frame_2.png and frame_10.png"):
+        videos = open_video(tmp_path), Video(np.stack(list(open_footage(tmp_path).frames(48, 32))))
+    for video in videos:
         assert video.frames.shape == (3, 48, 32, 3) and video.frames[:, 0, 0, 0].tolist() == [1, 2, 10]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -54,7 +55,10 @@ def check_equal(engine: Engine, net: VideoUNet, condition: Condition = COND, **g
 
 
 def test_image_network(engine: Engine) -> None:
+    root = logging.getLogger()
+    before = root.level, list(root.handlers), list(root.filters)
     check_equal(engine, VideoUNet(sd2()), frame_attention=first)
+    assert before == (root.level, root.handlers, root.filters)
 
 
 def test_sdxl(engine: Engine) -> None:
@@ -62,6 +66,7 @@ def test_sdxl(engine: Engine) -> None:
     check_equal(engine, VideoUNet(sdxl()), condition, frame_attention=first_and_previous)
 
 
+@pytest.mark.soak
 def test_tokens_and_embedding_of_each_frame(engine: Engine) -> None:
     net = VideoUNet(unet())
     condition = Condition(random_tensor(B, F, 5, TOKEN_WIDTH))
@@ -74,7 +79,9 @@ def test_image_tokens(engine: Engine) -> None:
     check_equal(engine, VideoUNet(net), Condition(COND.tokens, image_tokens=images, image_scale=0.7))
 
 
-@pytest.mark.parametrize("name", ["videocrafter i2v", "vidrd"])  # all kinds of temporal layers
+@pytest.mark.parametrize(
+    "name", [pytest.param("videocrafter i2v", marks=pytest.mark.soak), "vidrd"]
+)  # all kinds of temporal layers
 def test_video_networks(engine: Engine, name: str) -> None:
     config = CONFIGS.get(name, VIDRD)
     net = randomised(with_temporal_layers(config))
@@ -83,6 +90,7 @@ def test_video_networks(engine: Engine, name: str) -> None:
     check_equal(engine, net, condition_for(config), attention_windows=lambda frames: windows)
 
 
+@pytest.mark.soak
 def test_adapters_have_the_scale_of_each_video(engine: Engine) -> None:
     net = randomised(with_temporal_layers(CONFIGS["modelscope"]))
     net = VideoUNet(
@@ -95,7 +103,7 @@ def test_adapters_have_the_scale_of_each_video(engine: Engine) -> None:
     check_equal(engine, net, motion_scale=0.5)
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("deep", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_memory_of_earlier_frames(engine: Engine, *, deep: bool) -> None:
     net = VideoUNet(unet())
 
@@ -133,6 +141,7 @@ def test_controlnet(engine: Engine) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.soak
 def test_changed_weights_are_converted_again(engine: Engine) -> None:
     net = VideoUNet(unet())
     check_equal(engine, net)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -120,11 +121,17 @@ def _trace(network: nn.Module, body: Body, tensors: Sequence[Tensor]) -> openvin
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's warnings about Python values in a trace: shapes are fixed on purpose."""
+    """Silence torch's warnings about Python values in a trace, and restore the root logger, which OpenVINO changes."""
+    root = logging.getLogger()
+    level, handlers, filters = root.level, list(root.handlers), list(root.filters)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=torch.jit._trace.TracerWarning)
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        yield
+        try:
+            yield
+        finally:
+            root.setLevel(level)
+            root.handlers[:], root.filters[:] = handlers, filters
 
 
 @torch.no_grad()
