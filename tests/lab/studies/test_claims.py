@@ -137,7 +137,7 @@ def test_stored_reports_are_those_of_the_stored_records(paper: str, tmp_path, mo
 
 def test_doubt_about_records_is_in_the_report() -> None:
     written = json.loads((RESULTS / "still-moving.json").read_text())["parts"][0]["records"]
-    assert written["count"] == 600 and written["doubt"].startswith("380 of 600 records were measured under other")
+    assert written["count"] == 600 and "380 of 600 records were measured under other" in written["doubt"]
     assert len(written["commits"]) == 10
     records = stored(baselines.ANALYSIS, "still-moving")
     assert all(math.isfinite(each["moved"]) for each in records)
