@@ -1,6 +1,6 @@
 """The queue: claims, leases, fencing, fairness, limits, cancellation, expiry."""
 
-import multiprocessing
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -464,14 +464,22 @@ def test_a_migration_happens_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(list(split_statements(broken[-1]))) == 2
 
 
-def _claim_all(folder: Path, name: str, results: "multiprocessing.Queue[list[tuple[str, int]]]") -> None:
-    queue, claimed = JobQueue.open(folder), []
-    while (job := queue.claim(name)) is not None:
-        claimed.append((job.id, job.attempt))
-        queue.heartbeat(job, 50.0)
-        complete(queue, job)
-        queue.submit("other", request()) if len(claimed) % 10 == 0 and len(claimed) < 30 else None
-    results.put(claimed)
+CLAIM_ALL = """
+import json, sys
+from kineograph.service.jobs import JobRequest
+from kineograph.service.queue import JobQueue
+
+queue, claimed = JobQueue.open(sys.argv[1]), []
+while (job := queue.claim(sys.argv[2])) is not None:
+    claimed.append(job.id)
+    queue.heartbeat(job, 50.0)
+    part = queue.files.make_part(job)
+    (part / "video.mp4").write_bytes(b"frames")
+    queue.complete(job, part, {"num_frames": 8})
+    if len(claimed) in (10, 20):
+        queue.submit("other", JobRequest("generate", "pocket", {"prompt": "a fish"}))
+print(json.dumps(claimed))
+"""
 
 
 @pytest.mark.slow
@@ -479,17 +487,13 @@ def test_processes_share_a_queue(tmp_path: Path) -> None:
     queue = JobQueue.open(tmp_path)
     for number in range(60):
         queue.submit(f"owner {number % 3}", request())
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=_claim_all, args=(tmp_path, f"worker {k}", results)) for k in range(2)]
-    for each in workers:
-        each.start()
-    claimed = [pair for _ in workers for pair in results.get(timeout=60)]
-    for each in workers:
-        each.join(timeout=60)
+    programs = [[sys.executable, "-c", CLAIM_ALL, str(tmp_path), f"worker {k}"] for k in range(2)]
+    workers = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for program in programs]
+    claimed = [job_id for each in workers for job_id in json.loads(each.communicate(timeout=120)[0])]
+    assert [each.returncode for each in workers] == [0, 0]
     total = len(queue.list_jobs(limit=1000))
     assert total >= 60
-    assert max(Counter(job_id for job_id, _ in claimed).values()) == 1
+    assert max(Counter(claimed).values()) == 1
     assert len(claimed) == queue.count_jobs()["completed"] == total
 
 

@@ -8,8 +8,8 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -554,23 +554,18 @@ def test_a_dry_run_estimates_and_writes_nothing(run: Run, tell: Tell, tmp_path: 
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None:
+def test_ctrl_c_saves_a_checkpoint(tell: Tell, tmp_path: Path) -> None:
     long = tell(stages=[STAGES[0] | {"steps": 500}], training=LOOP | {"checkpointing_steps": 1000, "log_every": 1})
     file, log = written(long, tmp_path / "settings.yaml"), tmp_path / "out" / "stage-1" / "log.jsonl"
-
-    def interrupt() -> None:
-        deadline = time.monotonic() + 60
-        while not log.exists() and time.monotonic() < deadline:
+    # A process of its own: a signal that comes too early or too late must not end the test's process.
+    program = [sys.executable, "-m", "kineograph", "train", str(file)]
+    with subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not log.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    helper = threading.Thread(target=interrupt)
-    helper.start()
-    status, _, err = run("train", file)
-    helper.join()
-    signal.signal(signal.SIGINT, before)
-    assert status == 130 and "is saved: the same command resumes from there" in err
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "is saved: the same command resumes from there" in err, err
     (saved,) = (tmp_path / "out" / "stage-1" / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
     assert f"step {step} of stage 1 is saved" in err and 0 < step < 500
