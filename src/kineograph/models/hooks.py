@@ -30,8 +30,11 @@ BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 
 def execution_device(network: nn.Module) -> torch.device:
     """Return the device on which a network computes: that of its offload hooks, or that of its weights."""
+    own = next(network.parameters()).device
+    if own.type == "cpu" and not torch.accelerator.is_available():
+        return own  # without a walk through all modules, which takes as long as a small layer
     device = next(filter(None, map(_hook_device, hooked_modules(network))), None)
-    return next(network.parameters()).device if device is None else device
+    return own if device is None else device
 
 
 def is_offloaded(network: nn.Module) -> bool:

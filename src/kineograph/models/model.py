@@ -305,6 +305,10 @@ class Model:
         self.net.check_motion_scale(motion_scale, self.name)
         with torch.no_grad():
             key_values = self.net.project_tokens(condition)
+        if self.engine == "openvino":
+            from kineograph.models.openvino.networks import in_float32
+
+            key_values = in_float32(key_values)
         net = partial(
             self.net, condition=condition, frame_attention=frame_attention, key_values=key_values,
             motion_scale=motion_scale, spatial_scale=spatial_scale, attention_windows=attention_windows or one_window,

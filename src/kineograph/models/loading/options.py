@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from typing_extensions import TypedDict
 
-from kineograph.options import File, Integer, Text, option
+from kineograph.errors import InputError
+from kineograph.options import File, Integer, Text, declared, option
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, MotionAdapter
@@ -34,6 +35,7 @@ else:
     TextualInversions = File | Sequence[File] | Mapping[str, File]
 
 DOWNLOAD = "Download"
+SECOND_MODEL = "video_"  # prefix of the names of a second model's options, in a request
 
 
 class LoadOptions(TypedDict, total=False):
@@ -195,3 +197,35 @@ class LoadOptions(TypedDict, total=False):
         ),
     ]
     local_files_only: Annotated[bool, option(False, "Use downloaded files only.", group=DOWNLOAD, recorded=False)]
+
+
+class ModelSource(NamedTuple):
+    """A model to load: its name, folder or file, and options of `load`. prefix: of their names in the request."""
+
+    name: str
+    options: Mapping[str, Any]
+    prefix: str = ""
+
+
+def load_arguments(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the arguments of `load` among the values of a request; with the prefix, those of the second model."""
+    names = {f"{prefix}{name}": name for name in declared(LoadOptions)}
+    return {names[name]: value for name, value in values.items() if name in names}
+
+
+def model_sources(model: str, values: Mapping[str, Any]) -> list[ModelSource]:
+    """Return the model of a request, and the second model if there is one, `video_model`.
+
+    Options that change no frame, such as the device, are those of both. Raises InputError for options of a second model
+    without one.
+    """
+    first = ModelSource(model, load_arguments(values))
+    options, second = load_arguments(values, SECOND_MODEL), values.get("video_model")
+    if second is not None:
+        for_both = {name for name, each in declared(LoadOptions).items() if not each.recorded}
+        shared = {name: value for name, value in first.options.items() if name in for_both}
+        return [first, ModelSource(second, shared | options, SECOND_MODEL)]
+    if options:
+        names = " and ".join(f"`{SECOND_MODEL}{name}`" for name in options)
+        raise InputError(f"{names}: expected the video model that they belong to, by `video_model`")
+    return [first]

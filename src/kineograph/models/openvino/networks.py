@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kineograph.models.openvino.graph import Body, network_dtype
 from kineograph.models.unet.controlnet import ControlResiduals, VideoControlNet
-from kineograph.models.unet.cross_attention import KeysAndValues
+from kineograph.models.unet.cross_attention import KeysAndValues, TokenKeyValues
 from kineograph.models.unet.deepcache import DeepFeature
 from kineograph.models.unet.forward import AddedResiduals, LayerInputs
 from kineograph.models.unet.frame_attention import FrameGroups, KeyValueCache
@@ -41,7 +41,7 @@ def call_unet(
     call: Call, net: VideoUNet, x: Tensor, residuals: AddedResiduals, inputs: LayerInputs, settings: TemporalSettings
 ) -> tuple[Tensor, Tensor | None]:
     """Compute `VideoUNet.run_layers`; keys and values of frames that later calls read go into the cache."""
-    layers = describe_layers(net.image_unet, inputs)
+    layers = describe_layers(inputs)
     sizes = tuple(len(each) for each in residuals)
     fixed = fix_settings(settings, inputs.frames)
 
@@ -65,7 +65,7 @@ def call_controlnet(
     call: Call, net: VideoControlNet, x: Tensor, control: Tensor, inputs: LayerInputs
 ) -> ControlResiduals:
     """Compute `VideoControlNet.run_layers`; keys and values of frames that later calls read go into the cache."""
-    layers = describe_layers(net.controlnet, inputs)
+    layers = describe_layers(inputs)
     count = len(cast(Any, net.controlnet.controlnet_down_blocks))
 
     def body(network: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -108,7 +108,7 @@ def fix_settings(settings: TemporalSettings, frames: int) -> FixedSettings:
     return FixedSettings(motion, spatial, windows)
 
 
-def describe_layers(network: nn.Module, inputs: LayerInputs) -> Layers:
+def describe_layers(inputs: LayerInputs) -> Layers:
     """Return what the layers of a U-Net or ControlNet read besides tensors."""
     groups, count, deep = inputs.groups, inputs.frames, inputs.deep
     renumbered = groups._replace(
@@ -116,7 +116,7 @@ def describe_layers(network: nn.Module, inputs: LayerInputs) -> Layers:
         cached=list(range(count, count + len(groups.cached))),
         to_cache={-1 - at: at for frame, at in groups.to_cache.items() if frame not in groups.cached},
     )
-    scales = tuple(tuple(each.scale for each in inputs.key_values[layer]) for layer in _layers(network, "attn2"))
+    scales = tuple(tuple(each.scale for each in pairs) for pairs in inputs.key_values.values())
     if deep is None:
         return Layers(renumbered, scales)
     return Layers(renumbered, scales, deep.branch, deep.tensor is not None)
@@ -127,15 +127,26 @@ def layer_tensors(network: nn.Module, layers: Layers, inputs: LayerInputs) -> li
     frames, cached, deep = inputs.groups.frames, [], inputs.deep
     tokens = [
         each[:, frames] if each.ndim == 4 else each
-        for layer in _layers(network, "attn2")
-        for pair in inputs.key_values[layer]
+        for pairs in inputs.key_values.values()
+        for pair in pairs
         for each in (pair.key, pair.value)
     ]
+    evaluated = _evaluated_layers(network, layers) if inputs.groups.cached else []
     for frame in inputs.groups.cached:
         of_frame = (inputs.cache or {})[frame]
-        cached += [each for layer in _evaluated_layers(network, layers) for each in of_frame[layer]]
+        cached += [each for layer in evaluated for each in of_frame[layer]]
     feature = [] if deep is None or deep.tensor is None else [deep.tensor]
     return [inputs.temb, *tokens, *cached, *feature]
+
+
+def in_float32(key_values: TokenKeyValues) -> TokenKeyValues:
+    """Return keys and values as graphs read them, so that they are not cast for each evaluation."""
+    return {
+        layer: [
+            KeysAndValues(each.key.float().contiguous(), each.value.float().contiguous(), each.scale) for each in pairs
+        ]
+        for layer, pairs in key_values.items()
+    }
 
 
 def restore_layers(network: nn.Module, layers: Layers, tensors: Iterator[Tensor]) -> LayerInputs:
@@ -164,9 +175,11 @@ def cached_tensors(network: nn.Module, layers: Layers, cache: KeyValueCache | No
 def fill_cache(network: nn.Module, layers: Layers, inputs: LayerInputs, tensors: Sequence[Tensor]) -> None:
     """Put keys and values, in the order of `cached_tensors`, into the cache of a forward pass."""
     given, cache = iter(tensors), inputs.cache
+    if cache is None or not inputs.groups.to_cache:
+        return
     evaluated = _evaluated_layers(network, layers)
     for frame in inputs.groups.to_cache:
-        if cache is not None and frame not in inputs.groups.cached:
+        if frame not in inputs.groups.cached:
             cache.setdefault(frame, {}).update({layer: (next(given), next(given)) for layer in evaluated})
 
 

@@ -274,10 +274,9 @@ def embed_time(
         has, wants = ("no", "one") if embedding is None else ("an", "none")
         raise InputError(f"the condition has {has} embedding, this network takes {wants}: SDXL takes one, SD does not")
     timesteps = torch.as_tensor(timestep, device=execution_device(net)).expand(videos).repeat_interleave(len(frames))
-    scale = (
-        None if guidance_scale is None else embed_guidance_scale(net, guidance_scale).to(timesteps.device, net.dtype)
-    )
-    temb = net.time_embedding(net.time_proj(timesteps).to(net.dtype), scale)
+    projected = net.time_proj(timesteps).to(net.dtype)
+    scale = None if guidance_scale is None else embed_guidance_scale(net, guidance_scale).to(projected)
+    temb = net.time_embedding(projected, scale)
     if embedding is None:
         return temb
     if embedding.ndim == 3:
