@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 
 from kineograph.service.api import videos
 from kineograph.service.api.context import Service
@@ -25,6 +28,17 @@ def create_app(service: Service) -> FastAPI:
         responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
     )
     app.state.service = service
+    app.openapi = partial(describe_api, app)  # type: ignore[method-assign]
     install_handlers(app)
     app.include_router(videos.router)
     return app
+
+
+def describe_api(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI schema, with the fields of requests for videos that follow from the declared options."""
+    if not app.openapi_schema:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        service: Service = app.state.service
+        schema["components"]["schemas"]["VideoRequest"] = service.fields.request_schema()
+        app.openapi_schema = schema
+    return app.openapi_schema

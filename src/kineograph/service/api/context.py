@@ -1,21 +1,44 @@
-"""What the routes of the REST service work with: the queue and the settings."""
+"""Context of the routes: the queue, the settings, and the fields of requests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
+from kineograph.errors import shown
+from kineograph.service.api.fields import Fields
 from kineograph.service.api.settings import ServeSettings
+from kineograph.service.declaration import Declaration, ModelFacts, read_declaration
+from kineograph.service.jobs import Job, UnknownJobError
 from kineograph.service.queue import JobQueue
 
 
 @dataclass(frozen=True)
 class Service:
-    """The queue and the settings of a REST service."""
+    """What a REST service works with. fields: of requests, by default with the built-in models."""
 
     queue: JobQueue
     settings: ServeSettings
+    fields: Fields = field(default_factory=lambda: Fields.of(read_declaration()))
+
+    @property
+    def declaration(self) -> Declaration:
+        """The options and models that requests may name."""
+        return self.fields.declaration
+
+    @property
+    def models(self) -> Mapping[str, ModelFacts]:
+        """The models that requests may name."""
+        return self.declaration.models
+
+    def find_job(self, job_id: str, owner: str) -> Job:
+        """Return a job of this owner. Raises UnknownJobError, also for a deleted one."""
+        job = self.queue.get(job_id, owner)
+        if job.deleted_at is not None:
+            raise UnknownJobError(f"there is no job {shown(job_id)}")
+        return job
 
 
 def get_service(connection: HTTPConnection) -> Service:
