@@ -377,7 +377,7 @@ def test_files_of_no_job_are_removed(queue: JobQueue) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"command": ""}, "`command` is a text"),
+        ({"command": "fly"}, "`command` is generate or animate or edit"),
         ({"model": "a\nb"}, "`model` is a text"),
         ({"priority": 101}, "`priority` is a whole number"),
         ({"options": {"seed": float("nan")}}, "JSON values"),

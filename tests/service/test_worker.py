@@ -6,6 +6,7 @@ import io
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ import kineograph as kg
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.models.formats.tensor_files import write_tensors
+from kineograph.models.loading.options import ModelSource
 from kineograph.models.model import Model
-from kineograph.service import loaded_models, worker
+from kineograph.service import loaded_models, video_jobs, worker
 from kineograph.service.jobs import Job, JobRequest
-from kineograph.service.loaded_models import LoadedModels, ModelSource, count_bytes
+from kineograph.service.loaded_models import LoadedModels, count_bytes
 from kineograph.service.queue import JobQueue
-from kineograph.service.worker import explain, read_call, run_job, run_worker, seed_of
+from kineograph.service.video_jobs import read_call, seed_of
+from kineograph.service.worker import explain, run_job, run_worker
 
 FEW = {"prompt": "a fish", "num_frames": 2, "num_inference_steps": 4, "height": 16, "width": 16}
 
@@ -117,8 +120,8 @@ def test_warnings_are_events(queue: JobQueue, models: LoadedModels, folders: tup
 def test_previews_are_events_with_small_images(
     queue: JobQueue, models: LoadedModels, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "PREVIEW_SECONDS", 0)
-    monkeypatch.setattr(worker, "PREVIEW_SHARE", 1)
+    monkeypatch.setattr(video_jobs, "PREVIEW_SECONDS", 0)
+    monkeypatch.setattr(video_jobs, "PREVIEW_SHARE", 1)
     submit(queue, folders[0], seed=5)
     job = run_next(queue, models)
     assert job.result is not None
@@ -197,8 +200,8 @@ def test_a_worker_that_lost_its_lease_changes_nothing(
         ({"video_dtype": "float16", "video_model": "pocket-video"}, "`video_dtype` is not an option of a job"),
         ({"latents": 1}, "`latents` is not an option of a job"),
         ({"num_videos_per_prompt": 2}, "`num_videos_per_prompt` is not an option of a job"),
-        ({"prompt": ["a", "b"]}, "one video"),
-        ({"video_lora": "style.safetensors"}, "give `video_model` too"),
+        ({"prompt": ["a", "b"]}, "a job of generate has one `prompt`, a text"),
+        ({"video_lora": "style.safetensors"}, "`video_lora`: expected the video model that they belong to"),
         ({"lora": "missing.safetensors"}, "missing.safetensors"),
     ],
 )
@@ -212,12 +215,14 @@ def test_invalid_requests_fail_with_their_message(
     assert "\n" not in str(job.error_message)
 
 
-def test_unknown_models_and_commands_fail(queue: JobQueue, models: LoadedModels, folders: tuple[str, str]) -> None:
+def test_unknown_models_fail(queue: JobQueue, models: LoadedModels) -> None:
     submit(queue, str(queue.folder / "missing"))
-    submit(queue, folders[0], command="fly")
-    messages = [run_next(queue, models).error_message for _ in range(2)]
-    assert any("command is generate, animate, edit" in str(each) for each in messages)
-    assert any("missing: expected a file, a folder" in str(each) for each in messages)
+    assert "missing: expected a file, a folder" in str(run_next(queue, models).error_message)
+
+
+def test_a_job_of_animate_has_an_image(queue: JobQueue, models: LoadedModels, folders: tuple[str, str]) -> None:
+    submit(queue, folders[0], "animate")
+    assert run_next(queue, models).error_message == "a job of animate has one `image`, a text, not None"
 
 
 def test_programming_errors_fail_the_job_and_have_their_traceback_in_the_log(
@@ -303,7 +308,10 @@ def test_a_second_model_has_its_own_options(queue: JobQueue) -> None:
     second = {"video_model": "pocket-video", "video_clip_skip": 1}
     job = submit(queue, "pocket", prompt="a", **own, **second)
     sources, arguments = read_call(job)
-    assert sources == [ModelSource("pocket", {"lora": "a.st"}), ModelSource("pocket-video", {"clip_skip": 1})]
+    assert sources == [
+        ModelSource("pocket", {"lora": "a.st"}),
+        ModelSource("pocket-video", {"clip_skip": 1}, "video_"),
+    ]
     assert arguments == {"prompt": "a"}
 
 
@@ -316,9 +324,12 @@ def test_the_worker_runs_until_it_is_stopped(
     seen = list[Any]()
 
     def wait(seconds: float | None = None) -> bool:
-        waits.append(seconds or 0)
-        seen[:] = queue.list_workers()
-        stop.set()
+        if threading.current_thread() is threading.main_thread():
+            waits.append(seconds or 0)
+            seen[:] = queue.list_workers()
+            stop.set()
+        else:
+            time.sleep(0.01)
         return True
 
     monkeypatch.setattr(stop, "wait", wait)

@@ -14,9 +14,10 @@ import pytest
 from models.conftest import sd
 
 import kineograph as kg
+from kineograph.models.loading.options import ModelSource
 from kineograph.service import loaded_models
 from kineograph.service.jobs import Job, JobRequest, QueueLimits
-from kineograph.service.loaded_models import LoadedModels, ModelSource
+from kineograph.service.loaded_models import LoadedModels
 from kineograph.service.queue import JobQueue
 from kineograph.service.worker import run_job
 

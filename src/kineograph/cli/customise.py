@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from kineograph.cli import terminal
-from kineograph.cli.options import Json, load_arguments, load_flags
+from kineograph.cli.options import Json, load_flags
 from kineograph.cli.output import OUTPUT_FOLDER
 from kineograph.cli.terminal import format_duration, stop_signals
 from kineograph.errors import InputError, expand_user
@@ -111,6 +111,7 @@ def customise(
     paths = _output_paths(output, work, subject or style or "motion adapter")
     terminal.hide_loading_bars()
     from kineograph.models.loading.load import load
+    from kineograph.models.loading.options import load_arguments
     from kineograph.training import override_settings
     from kineograph.training.customise import adapters, default_video_settings, image_data, video_model
     from kineograph.training.customise.dry_run import estimate_natural_videos, estimate_video_customisation

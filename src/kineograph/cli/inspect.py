@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from kineograph.cli import quick_imports, terminal
-from kineograph.cli.options import Json, Output, load_arguments, load_flags, save_options
+from kineograph.cli.options import Json, Output, load_flags, save_options
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError
 
@@ -115,6 +115,7 @@ def _ask_to_load(file: Path, sources: str) -> None:
 
 def _load(model: str, given: Mapping[str, Any]) -> Model:
     from kineograph.models.loading.load import load
+    from kineograph.models.loading.options import load_arguments
 
     return load(model, **load_arguments(given))
 

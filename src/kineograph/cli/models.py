@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from kineograph.cli import terminal
-from kineograph.cli.options import Json, load_arguments, load_flags
+from kineograph.cli.options import Json, load_flags
 from kineograph.errors import InputError, expand_user, load_json
 from kineograph.models.pocket import WEIGHTS
 
@@ -115,6 +115,7 @@ def convert(
     """
     terminal.hide_loading_bars()
     from kineograph.models.loading.load import load
+    from kineograph.models.loading.options import load_arguments
     from kineograph.models.loading.save import checkpoint_to_folder, folder_to_videocrafter, save
 
     arguments = load_arguments(given)

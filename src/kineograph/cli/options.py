@@ -54,7 +54,6 @@ Json = Annotated[bool, file_option("--json", help="Print one JSON object on stdo
 
 WITHOUT_FLAG = ("token", "torch_dtype")
 OF_SECOND_MODEL = ("lora", "adapter", "motion_adapter", "motion_module", "clip_skip")
-SECOND = "video_"  # prefix of the names of the second model's options
 
 
 def load_options(*names: str) -> dict[str, Option]:
@@ -79,8 +78,10 @@ def save_options() -> dict[str, Option]:
 
 def second_model_options() -> dict[str, Option]:
     """Return the options of `load` for the second model, by parameter."""
+    from kineograph.models.loading.options import SECOND_MODEL
+
     return {
-        f"{SECOND}{name}": each._replace(
+        f"{SECOND_MODEL}{name}": each._replace(
             flags=(f"--video-{flag(each)[2:]}",), help=f"As {flag(each)}, for the video model.", group="Second model"
         )
         for name, each in load_options(*OF_SECOND_MODEL).items()
@@ -91,15 +92,6 @@ def load_flags(prefix: str = "") -> dict[str, str]:
     """Return the flags of the options of `load` by their names, for messages. prefix: of the second model."""
     options = second_model_options() if prefix else load_options()
     return {each.name: flag(each) for each in options.values()}
-
-
-def load_arguments(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the arguments of `load` among the values of parameters; with the prefix, those of the second model."""
-    from kineograph.models.loading.options import LoadOptions
-    from kineograph.options import declared
-
-    names = {f"{prefix}{name}": name for name in declared(LoadOptions)}
-    return {names[name]: value for name, value in given.items() if name in names}
 
 
 # --- declared options as parameters of a command

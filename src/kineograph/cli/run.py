@@ -7,18 +7,18 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typing_extensions import TypedDict
 
 from kineograph.cli import quick_imports, terminal
-from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, save_options, second_model_options
+from kineograph.cli.options import load_flags, load_options, save_options, second_model_options
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError, check_text, expand_user, shown
 from kineograph.generation.check import check, check_order, check_prompts, complete
 from kineograph.generation.schema import DECLARATIONS
 from kineograph.models.conditioning.prompt_weights import take_loras
-from kineograph.models.loading.options import LoadOptions
+from kineograph.models.loading.options import LoadOptions, ModelSource, model_sources
 from kineograph.options import Option, Text, declared, option
 from kineograph.request import NUM_FRAMES
 
@@ -118,7 +118,7 @@ def run_and_save(
     prompts = check_prompts(texts, options["prompt_weights"])
     if file and len(prompts) > 1:
         raise InputError(f"{len(prompts)} videos cannot be written to one file, {file}: give no `output`")
-    sources = _model_sources(command, values)
+    sources = model_sources(values.get("model") or MODELS[command], values)
     saved = {name: values[name] for name in save_options() if name in values}
     write = choose_writer(Path(file) if file else None, options["num_frames"] or NUM_FRAMES, saved)
     if options["seed"] is None and options["keep_clips"] is None:  # finished clips have a seed
@@ -217,29 +217,7 @@ def _explain_missing(command: str, given: list[str]) -> str:
     return f"give {EXAMPLES[command]}{f'; got only {shown(given[0])}' if given else ''}"
 
 
-class Source(NamedTuple):
-    """A model to load. prefix: of its options on the command line."""
-
-    model: str
-    options: Mapping[str, Any]
-    prefix: str = ""
-
-
-def _model_sources(command: str, values: Mapping[str, Any]) -> list[Source]:
-    """Return the model, and the second model if there is one. Raises InputError for options of a missing one."""
-    first = Source(values.get("model") or MODELS[command], load_arguments(values))
-    options, second = load_arguments(values, SECOND), values.get("video_model")
-    if second is not None:
-        for_both = {name for name, each in declared(LoadOptions).items() if not each.recorded}  # such as the device
-        shared = {name: value for name, value in first.options.items() if name in for_both}
-        return [first, Source(second, shared | options, SECOND)]
-    if options:
-        flags = " and ".join(load_flags(SECOND)[name] for name in options)
-        raise InputError(f"{flags}: expected the video model that they belong to, by `video_model`")
-    return [first]
-
-
-def _resolve(sources: Sequence[Source], prompts: Sequence[str], options: Mapping[str, Any]) -> Plan:
+def _resolve(sources: Sequence[ModelSource], prompts: Sequence[str], options: Mapping[str, Any]) -> Plan:
     """Load the models, after all checks that need no weights, and return the plan."""
     with quick_imports():
         from kineograph.generation.resolve import decide, open_inputs, resolve
@@ -252,15 +230,15 @@ def _resolve(sources: Sequence[Source], prompts: Sequence[str], options: Mapping
         decided = decide(check(*_pair(descriptions), options), inputs)
         if decided.offload is not None:
             sources = [each._replace(options={**each.options, "offload": decided.offload}) for each in sources]
-    terminal.print_message(f"loading {' and '.join(each.model for each in sources)}")
+    terminal.print_message(f"loading {' and '.join(each.name for each in sources)}")
     terminal.hide_loading_bars()
     model, video_model = _pair([_call(load, each) for each in sources])
     return resolve(model, prompts, options, inputs, video_model)
 
 
-def _call(function: Callable[..., Any], source: Source) -> Any:
+def _call(function: Callable[..., Any], source: ModelSource) -> Any:
     with terminal.flags_in_messages(load_flags(source.prefix)):
-        return function(source.model, **source.options)
+        return function(source.name, **source.options)
 
 
 def _pair(items: Sequence[Any]) -> tuple[Any, Any]:

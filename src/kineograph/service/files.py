@@ -2,7 +2,7 @@
 
 results/ID/                files of a completed job
 results/ID.ATTEMPT.part/   those that an attempt is writing
-clips/ID/                  finished clips of a job that goes on from them
+clips/ID/                  finished clips of a job, from which it goes on, and the jobs that extend its video
 inputs/ID/                 uploads that a job reads
 """
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kineograph.errors import shown
 from kineograph.media.files import remove_path
@@ -38,7 +39,7 @@ class JobFiles:
         return self._path(RESULTS, job_id)
 
     def clips(self, job_id: str) -> Path:
-        """Return the folder of a job's finished clips, common to its attempts."""
+        """Return the folder of a job's finished clips, or checkpoints, common to its attempts."""
         return self._path(CLIPS, job_id)
 
     def inputs(self, job_id: str) -> Path:
@@ -63,6 +64,24 @@ class JobFiles:
         part.rename(final)
         _flush_folder(final.parent)
 
+    def copy_clips(self, source_id: str, job_id: str) -> None:
+        """Give a job the finished clips of another one, without copying: a clip's file is replaced, never changed."""
+        source, target = self.clips(source_id), self.clips(job_id)
+        for file in source.rglob("*.safetensors"):
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.hardlink_to(file)
+
+    def copy_inputs(self, source_id: str, job_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Give a job the uploads of another one, without copying, and return its options with their paths."""
+        source, target = self.inputs(source_id), self.inputs(job_id)
+        if not source.is_dir():
+            return dict(options)
+        target.mkdir(exist_ok=True)
+        for file in source.iterdir():
+            (target / file.name).hardlink_to(file)
+        return _with_other_paths(options, f"{source}{os.sep}", f"{target}{os.sep}")
+
     def remove_leftovers(self, states: Mapping[str, tuple[str, int]]) -> None:
         """Remove files of jobs that are gone, and of attempts that have ended. states: state and attempt by id."""
         for name in FOLDERS:
@@ -84,10 +103,26 @@ def _is_leftover(path: Path, states: Mapping[str, tuple[str, int]]) -> bool:
     if path.parent.name == INPUTS:
         return state is None and abs(time.time() - path.stat().st_mtime) > UPLOAD_SECONDS
     if path.parent.name == CLIPS:
-        return state not in ("queued", "in_progress")
+        return state not in ("queued", "in_progress", "completed")
     if ending:
         return (state, ending) != ("in_progress", f"{attempt}.part")
     return state != "completed"
+
+
+def _with_other_paths(value: Any, before: str, after: str) -> Any:
+    """Return a value of JSON in which paths begin with `after` in place of `before`."""
+    if isinstance(value, Mapping):
+        return {name: _with_other_paths(each, before, after) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_other_paths(each, before, after) for each in value]
+    if isinstance(value, str) and value.startswith(before):
+        return after + value.removeprefix(before)
+    return value
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of the files in a folder and in those below it; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def flush(folder: Path) -> int:

@@ -10,13 +10,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
-from kineograph.errors import InputError, check_integer, check_number, check_plain_value, check_text, shown
+from kineograph.errors import (
+    InputError,
+    check_choice,
+    check_integer,
+    check_number,
+    check_plain_value,
+    check_text,
+    shown,
+)
 
 MAX_TEXT = 200  # characters of owners, models and keys
 MAX_OPTIONS = 1 << 20  # bytes of a job's options as JSON
 MAX_PRIORITY = 100
 MAX_MESSAGE = 1000  # characters of a job's error message
-JOB_ID = re.compile(r"video_[0-9a-f]{32}")
+
+VIDEO_COMMANDS = ("generate", "animate", "edit")
+# They are done in seconds, in a process of their own with limits of time and memory, also while a video is sampled.
+SHORT_COMMANDS = ("check", "inspect", "preview")
+LONG_COMMANDS = (*VIDEO_COMMANDS, "customise")
+JOB_ID = re.compile(rf"(video|customise|{'|'.join(SHORT_COMMANDS)})_[0-9a-f]{{32}}")
 
 
 JobState = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
@@ -29,7 +42,7 @@ class JobRequest:
     """Content of a new job.
 
     Attributes:
-        command: "generate", "animate", "edit", or another that the workers know.
+        command: one of VIDEO_COMMANDS, SHORT_COMMANDS, or "customise".
         model: the model's name, by which a worker prefers jobs whose model it has loaded.
         options: of the command and of `load`, by parameter, as in a run file of the command line; JSON values.
         metadata: what the submitter keeps beside them; the queue and its workers do not read it.
@@ -50,8 +63,8 @@ class JobRequest:
     job_id: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("command", "model"):
-            check_name(name, getattr(self, name))
+        check_choice("a job's `command`", self.command, (*LONG_COMMANDS, *SHORT_COMMANDS))
+        check_name("model", self.model)
         if self.idempotency_key is not None:
             check_name("idempotency_key", self.idempotency_key)
         check_integer("`priority`", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
@@ -77,7 +90,7 @@ class Job:
         created_at, started_at, finished_at, expires_at, deleted_at: seconds since 1970. expires_at: of the record and
             its files; None before the end, and for a job with a star. deleted_at: None unless it was deleted.
         error_code, error_message: one word and one line, of a job that failed.
-        result: facts about the video, of a job that is completed: width, height, num_frames, fps, seed, ...
+        result: facts, of a job that is completed; about a video: width, height, num_frames, fps, seed, ...
         bytes: of the result's files.
     """
 
@@ -154,6 +167,7 @@ class QueueLimits:
         look_ahead: jobs at the front of the queue of which a worker prefers one whose model it has loaded.
         passes: number of times that the first job is passed over by others.
         keep_seconds: time for which finished jobs and their results are kept.
+        short_seconds: that of finished jobs of SHORT_COMMANDS.
         deleted_seconds: time for which a deleted job can be brought back.
         result_bytes: of all results; the oldest without a star are removed first. None for no limit.
     """
@@ -165,6 +179,7 @@ class QueueLimits:
     look_ahead: int = 8
     passes: int = 4
     keep_seconds: float = 7 * 86400.0
+    short_seconds: float = 3600.0
     deleted_seconds: float = 86400.0
     result_bytes: int | None = None
 
@@ -172,7 +187,7 @@ class QueueLimits:
         for name in ("queued", "queued_per_owner", "failures", "look_ahead"):
             check_integer(f"`{name}`", getattr(self, name), 1, 10**9)
         check_integer("`passes`", self.passes, 0, 10**9)
-        for name in ("lease_seconds", "keep_seconds", "deleted_seconds"):
+        for name in ("lease_seconds", "keep_seconds", "short_seconds", "deleted_seconds"):
             check_number(f"`{name}`", getattr(self, name))
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` is above 0, not {getattr(self, name)}")
@@ -198,9 +213,10 @@ class LostLeaseError(RuntimeError):
     """The job is no longer this attempt's: another worker has it, or it is finished."""
 
 
-def new_job_id() -> str:
-    """Return an id that no job has."""
-    return f"video_{secrets.token_hex(16)}"
+def new_job_id(command: str = VIDEO_COMMANDS[0]) -> str:
+    """Return an id that no job has, for a job of a command."""
+    kind = command if command in (*SHORT_COMMANDS, "customise") else "video"
+    return f"{kind}_{secrets.token_hex(16)}"
 
 
 def check_name(name: str, value: object) -> None:

@@ -6,7 +6,7 @@ import gc
 import logging
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from torch import nn
 from kineograph.errors import is_out_of_memory
 from kineograph.models.formats.lora import list_loras
 from kineograph.models.loading.load import load
+from kineograph.models.loading.options import ModelSource
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement
 from kineograph.service.jobs import to_json
@@ -32,13 +33,6 @@ class Loaded(NamedTuple):
     model: Model
     name: str
     bytes: int
-
-
-class ModelSource(NamedTuple):
-    """A model to load: its name, folder or file, and options of `load`."""
-
-    name: str
-    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from kineograph.errors import InputError, check_choice, check_integer, shown
 from kineograph.service.database import Database
-from kineograph.service.files import JobFiles, flush
+from kineograph.service.files import JobFiles, flush, folder_size
 from kineograph.service.jobs import (
     COLUMNS,
     MAX_MESSAGE,
     MAX_PRIORITY,
+    SHORT_COMMANDS,
     STATES,
     Event,
     IdempotencyError,
@@ -51,7 +52,7 @@ WAITING = """
 WITH waiting AS (
     SELECT number, owner, model, priority, passes,
         row_number() OVER (PARTITION BY owner, priority ORDER BY number) AS turn
-    FROM jobs WHERE state = 'queued' AND NOT paused
+    FROM jobs WHERE state = 'queued' AND NOT paused AND {wanted}
 )
 SELECT number, model, priority, passes FROM waiting LEFT JOIN owners USING (owner)
 ORDER BY priority DESC, turn, coalesce(last_claim, 0), number LIMIT ?
@@ -121,7 +122,7 @@ class JobQueue:
         check_name("owner", owner)
         key, digest = request.idempotency_key, _digest(request)
         values = {
-            "id": request.job_id or new_job_id(),
+            "id": request.job_id or new_job_id(request.command),
             "owner": owner,
             "state": "queued",
             "command": request.command,
@@ -158,11 +159,12 @@ class JobQueue:
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
         states: Collection[JobState] = (),
+        commands: Collection[str] = (),
         which: Literal["kept", "deleted"] = "kept",
     ) -> list[Job]:
         """Return jobs in the order of submission, "asc", or the other way round.
 
-        after: the id of a job, after which the list begins. states: those that are listed, or none for all.
+        after: the id of a job, after which the list begins. states, commands: those that are listed, or none for all.
         which: those that are not deleted, or those that are.
         """
         check_integer("`limit`", limit, 1, 10_000)
@@ -172,9 +174,10 @@ class JobQueue:
         if owner is not None:
             where.append("owner = ?")
             values.append(owner)
-        if states:
-            where.append(f"state IN ({_marks(states)})")
-            values += states
+        for name, wanted in (("state", states), ("command", commands)):
+            if wanted:
+                where.append(f"{name} IN ({_marks(wanted)})")
+                values += wanted
         with self.database.connection() as connection:
             if after is not None:
                 where.append("number < ?" if order == "desc" else "number > ?")
@@ -215,7 +218,7 @@ class JobQueue:
             if job.finished and not values.keys() <= {"starred"}:
                 raise InputError(f"{job.id} is {job.state}: only a job that is not finished has a priority and pauses")
             if starred is not None and job.finished:
-                expiry = self._expiry(starred=starred, deleted=job.deleted_at is not None)
+                expiry = self._expiry(job, starred=starred, deleted=job.deleted_at is not None)
                 self._update(connection, job, {"expires_at": expiry})
             self._update(connection, job, values)
             return self._changed(connection, job.id, {name: each for name, each in given.items() if each is not None})
@@ -228,7 +231,7 @@ class JobQueue:
                 return job
             self._update(connection, job, {"deleted_at": self.clock.time()})
             if job.finished:
-                self._update(connection, job, {"expires_at": self._expiry(starred=False, deleted=True)})
+                self._update(connection, job, {"expires_at": self._expiry(job, starred=False, deleted=True)})
             else:
                 self._cancel(connection, job)
             return self._changed(connection, job.id, {"deleted": True})
@@ -239,7 +242,7 @@ class JobQueue:
             job = _find(connection, job_id, owner)
             if job.deleted_at is None:
                 return job
-            expiry = self._expiry(starred=job.starred, deleted=False) if job.finished else None
+            expiry = self._expiry(job, starred=job.starred, deleted=False) if job.finished else None
             self._update(connection, job, {"deleted_at": None, "expires_at": expiry})
             return self._changed(connection, job.id, {"deleted": False})
 
@@ -263,20 +266,22 @@ class JobQueue:
 
     # --- for workers
 
-    def claim(self, worker: str, loaded: Collection[str] = ()) -> Job | None:
+    def claim(self, worker: str, loaded: Collection[str] = (), commands: Collection[str] = ()) -> Job | None:
         """Take the next job under a lease; None if there is none.
 
         Jobs whose worker sends no heartbeats are put back first, or fail after the last attempt. loaded: models that
         are preferred among the first jobs of the same priority, until the first one has been passed over `passes`
-        times.
+        times. commands: of jobs that are taken, or none for all.
         """
+        wanted = _is_one_of("command", commands)
         with self.database.connection() as connection:  # an idle worker does not write
-            query = f"SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND NOT paused OR {EXPIRED})"
+            waits = f"state = 'queued' AND NOT paused AND {wanted}"
+            query = f"SELECT EXISTS (SELECT 1 FROM jobs WHERE {waits} OR {EXPIRED})"
             if not connection.execute(query, {"now": self.clock.monotonic()}).fetchone()[0]:
                 return None
         with self.database.transaction() as connection:
             self._end_expired(connection)
-            number = self._choose(connection, loaded)
+            number = self._choose(connection, loaded, wanted)
             if number is None:
                 return None
             now = self.clock.monotonic()
@@ -287,11 +292,12 @@ class JobQueue:
                 (worker, now, now + self.limits.lease_seconds, self.clock.time(), number),
             ).fetchone()
             job = read_job(row)
-            connection.execute(
-                "INSERT INTO owners SELECT ?, coalesce(max(last_claim), 0) + 1 FROM owners WHERE true "
-                "ON CONFLICT (owner) DO UPDATE SET last_claim = excluded.last_claim",
-                (job.owner,),
-            )
+            if job.command not in SHORT_COMMANDS:  # which cost no turn
+                connection.execute(
+                    "INSERT INTO owners SELECT ?, coalesce(max(last_claim), 0) + 1 FROM owners WHERE true "
+                    "ON CONFLICT (owner) DO UPDATE SET last_claim = excluded.last_claim",
+                    (job.owner,),
+                )
             return self._changed(connection, job.id)
 
     def heartbeat(self, job: Job, progress: float | None = None) -> Job:
@@ -325,7 +331,7 @@ class JobQueue:
         A job whose cancellation was requested is cancelled instead. Raises LostLeaseError.
         """
         self.check_attempt(job)
-        size = flush(part)
+        size = flush(part) + folder_size(self.files.clips(job.id))
         with self.database.transaction() as connection:
             current = _find_attempt(connection, job)
             if current.cancel_requested:
@@ -425,9 +431,9 @@ class JobQueue:
         query = "SELECT name, device, models FROM workers WHERE seen BETWEEN ? AND ? ORDER BY name"
         return connection.execute(query, (now - self.limits.lease_seconds, now)).fetchall()
 
-    def _choose(self, connection: sqlite3.Connection, loaded: Collection[str]) -> int | None:
-        """Return the number of the job to run next, and count the passing over of the first."""
-        waiting = connection.execute(WAITING, (self.limits.look_ahead,)).fetchall()
+    def _choose(self, connection: sqlite3.Connection, loaded: Collection[str], wanted: str) -> int | None:
+        """Return the number of the job to run next, and count the passing over of the first. wanted: SQL."""
+        waiting = connection.execute(WAITING.format(wanted=wanted), (self.limits.look_ahead,)).fetchall()
         if not waiting:
             return None
         first, _, priority, passes = waiting[0]
@@ -475,7 +481,7 @@ class JobQueue:
         self, connection: sqlite3.Connection, job: Job, state: JobState, values: Mapping[str, Any] = NO_VALUES
     ) -> Job:
         current = _find(connection, job.id)
-        expiry = self._expiry(starred=current.starred, deleted=current.deleted_at is not None)
+        expiry = self._expiry(job, starred=current.starred, deleted=current.deleted_at is not None)
         ended = {"state": state, "finished_at": self.clock.time(), "expires_at": expiry, "paused": 0, **NO_LEASE}
         self._update(connection, job, {**ended, **values})
         if state != "failed":
@@ -483,11 +489,12 @@ class JobQueue:
         error = {"code": values["error_code"], "message": values["error_message"]}
         return self._changed(connection, job.id, {"error": error})
 
-    def _expiry(self, *, starred: bool, deleted: bool) -> float | None:
+    def _expiry(self, job: Job, *, starred: bool, deleted: bool) -> float | None:
         """Return the time at which a finished job expires, counted from now."""
         if deleted:
             return self.clock.time() + self.limits.deleted_seconds
-        return None if starred else self.clock.time() + self.limits.keep_seconds
+        kept = self.limits.short_seconds if job.command in SHORT_COMMANDS else self.limits.keep_seconds
+        return None if starred else self.clock.time() + kept
 
     def _remove_over_budget(self, connection: sqlite3.Connection) -> list[str]:
         budget, removed = self.limits.result_bytes, list[str]()
@@ -540,6 +547,11 @@ def _digest(request: JobRequest) -> str:
 
 def _marks(values: Collection[Any]) -> str:
     return ", ".join("?" * len(values))
+
+
+def _is_one_of(name: str, values: Collection[str]) -> str:
+    """Return SQL that is true where a column has one of these values, which are names of ours; always without any."""
+    return f"{name} IN ({', '.join(map(repr, values))})" if values else "true"
 
 
 def _select(connection: sqlite3.Connection, where: str, values: Any) -> list[Job]:
