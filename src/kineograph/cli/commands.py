@@ -23,7 +23,7 @@ from kineograph.cli.generate import animate, edit, generate
 from kineograph.cli.inspect import inspect, replay, schema
 from kineograph.cli.models import convert, models
 from kineograph.cli.options import flag, load_options, save_options, with_options
-from kineograph.cli.serve import worker
+from kineograph.cli.serve import serve, worker
 from kineograph.cli.train import train
 from kineograph.plugins import find_plugins, load_plugin
 
@@ -70,6 +70,7 @@ COMMANDS: Mapping[str, Command] = {
     "models": Command(models),
     "doctor": Command(doctor),
     "evaluate": Command(evaluate),
+    "serve": Command(serve),
     "worker": Command(worker),
     **{name: Command(point.load()) for name, point in find_plugins("commands").items()},
 }

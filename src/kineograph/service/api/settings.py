@@ -16,7 +16,6 @@ class ServeSettings:
 
     Attributes:
         host, port: the address that it listens at.
-        models: names, folders or files of models that clients may name, beside the built-in ones.
         opened_folder: folder whose files clients may name: control videos, images, adapters, LoRAs. None for none.
         max_upload_bytes: of one uploaded file.
         max_body_bytes: of a whole request.
@@ -25,7 +24,6 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    models: tuple[str, ...] = ()
     opened_folder: Path | None = None
     max_upload_bytes: int = 100 * 10**6
     max_body_bytes: int = 400 * 10**6
