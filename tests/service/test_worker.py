@@ -24,10 +24,10 @@ from kineograph.models.formats.tensor_files import write_tensors
 from kineograph.models.loading.options import ModelSource
 from kineograph.models.model import Model
 from kineograph.service import loaded_models, video_jobs, worker
-from kineograph.service.jobs import Job, JobRequest
+from kineograph.service.jobs import Job, JobRequest, seed_of
 from kineograph.service.loaded_models import LoadedModels, count_bytes
 from kineograph.service.queue import JobQueue
-from kineograph.service.video_jobs import read_call, seed_of
+from kineograph.service.video_jobs import read_call
 from kineograph.service.worker import explain, run_job, run_worker
 
 FEW = {"prompt": "a fish", "num_frames": 2, "num_inference_steps": 4, "height": 16, "width": 16}

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kineograph.errors import shown
 from kineograph.media.files import remove_path
@@ -72,16 +71,6 @@ class JobFiles:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.hardlink_to(file)
 
-    def copy_inputs(self, source_id: str, job_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Give a job the uploads of another one, without copying, and return its options with their paths."""
-        source, target = self.inputs(source_id), self.inputs(job_id)
-        if not source.is_dir():
-            return dict(options)
-        target.mkdir(exist_ok=True)
-        for file in source.iterdir():
-            (target / file.name).hardlink_to(file)
-        return _with_other_paths(options, f"{source}{os.sep}", f"{target}{os.sep}")
-
     def remove_leftovers(self, states: Mapping[str, tuple[str, int]]) -> None:
         """Remove files of jobs that are gone, and of attempts that have ended. states: state and attempt by id."""
         for name in FOLDERS:
@@ -107,17 +96,6 @@ def _is_leftover(path: Path, states: Mapping[str, tuple[str, int]]) -> bool:
     if ending:
         return (state, ending) != ("in_progress", f"{attempt}.part")
     return state != "completed"
-
-
-def _with_other_paths(value: Any, before: str, after: str) -> Any:
-    """Return a value of JSON in which paths begin with `after` in place of `before`."""
-    if isinstance(value, Mapping):
-        return {name: _with_other_paths(each, before, after) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_other_paths(each, before, after) for each in value]
-    if isinstance(value, str) and value.startswith(before):
-        return after + value.removeprefix(before)
-    return value
 
 
 def folder_size(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -217,6 +218,11 @@ def new_job_id(command: str = VIDEO_COMMANDS[0]) -> str:
     """Return an id that no job has, for a job of a command."""
     kind = command if command in (*SHORT_COMMANDS, "customise") else "video"
     return f"{kind}_{secrets.token_hex(16)}"
+
+
+def seed_of(job_id: str) -> int:
+    """Return the seed of a job that states none: all its attempts have the same."""
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big") >> 1
 
 
 def check_name(name: str, value: object) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from kineograph.errors import MAX_FRAMES, InputError, is_out_of_memory
 
-PRELOADED = ["kineograph.service.short_jobs"]
+PRELOADED = ["kineograph.service.short_jobs", "torch._subclasses.fake_tensor"]
 WAIT_SECONDS = 0.25  # between two looks at whether the job was cancelled
 MAX_ANSWER = 32 << 20  # bytes
 NICE = 5

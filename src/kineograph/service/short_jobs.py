@@ -6,7 +6,7 @@ Each runs in a process of its own with limits of time and memory, see `limited.p
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,13 @@ def run_check(attempt: Attempt) -> dict[str, Any]:
     memory = device_memory(models.device)
     placed = {"device": str(models.device), "dtype": models.dtype, "memory": min(memory, 1e18)}
     result = run_limited(check_request, {"given": given, **placed}, CHECK_LIMITS, attempt.check)
-    if result["accepted"] and "steps" in result:
+    if "num_frames" in result:
         result["expected_seconds"] = expected_seconds(attempt.queue, given["model"], result)
     return _without_files(attempt, result)
 
 
 def run_inspect(attempt: Attempt) -> dict[str, Any]:
-    """Return the settings that an uploaded file carries. The job's options: file, and the names that are known here."""
+    """Return the settings that an uploaded file carries. The job's option: file."""
     return _without_files(attempt, run_limited(inspect_file, attempt.job.options, UPLOAD_LIMITS, attempt.check))
 
 
@@ -103,7 +103,7 @@ def _decide(request: JobRequest, device: str, dtype: str | None, memory: float) 
         "height": decided.height,
         "num_frames": decided.num_frames * options["clips"],
         "fps": decided.fps,
-        "steps": options["num_inference_steps"] * options["clips"],
+        "num_inference_steps": options["num_inference_steps"],
         "expected_memory": peak,
         "device_memory": round(memory),
     }
@@ -124,19 +124,19 @@ def _predict_memory(combination: Combination, decided: Decided, memory: float) -
     return round(peak)
 
 
-def inspect_file(file: str, known: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a file as a request, and the sources that it names of which none of `known` is one."""
+def inspect_file(file: str) -> dict[str, Any]:
+    """Return the settings of a file, as a request too, and the files, folders and repositories that they name."""
     path = Path(file)
     check_uploads([file])
     footage, metadata = open_footage(path), read_video_metadata(path)
     settings = dict(metadata.settings) if metadata else {}
     shape = {"num_frames": len(footage), "height": footage.height, "width": footage.width, "fps": footage.fps}
-    found = {**shape, "settings": settings, "request": None, "missing": [], "problem": None}
+    found = {**shape, "settings": settings, "request": None, "sources": [], "problem": None}
     if not settings:
         return found
     try:
         prompt, options = recorded_request(settings)
-        named = list_named_sources(RecordedVideo(path, settings, prompt, options))
+        sources = list_named_sources(RecordedVideo(path, settings, prompt, options))
     except InputError as error:
         return found | {"problem": str(error)}
     given = {name: options[name] for name in changed(options, *with_plugins(GenerateOptions))}
@@ -145,7 +145,7 @@ def inspect_file(file: str, known: Sequence[str]) -> dict[str, Any]:
     request = {"prompt": prompt, "seed": settings["seed"], **given, **load, "model": model}
     return found | {
         "request": {name: value for name, value in request.items() if value not in (None, [], {}, "")},
-        "missing": [each for each in named if each not in known and Path(each).name not in known],
+        "sources": sources,
     }
 
 

@@ -7,7 +7,6 @@ them. The seed of a job that states none follows from its id, so all attempts ar
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from kineograph.models.loading.options import SECOND_MODEL, ModelSource, load_ar
 from kineograph.models.model import Model
 from kineograph.options import declared
 from kineograph.service.attempts import Attempt
-from kineograph.service.jobs import VIDEO_COMMANDS, Job, JobRequest
+from kineograph.service.jobs import VIDEO_COMMANDS, Job, JobRequest, seed_of
 from kineograph.service.limited import UPLOAD_LIMITS, check_uploads, run_limited
 from kineograph.service.queue import JobQueue
 
@@ -53,16 +52,15 @@ def generate_video(function: Callable[..., Video], attempt: Attempt) -> dict[str
     if uploads := list_uploads(queue, job):
         run_limited(check_uploads, {"files": uploads}, UPLOAD_LIMITS, attempt.check)
     model, *second = attempt.models.get(*sources)
-    loaded, steps = time.monotonic(), list[int]()
+    loaded = time.monotonic()
     report, preview = attempt.watch_steps(), _previews(attempt, model)
     if arguments.get("clips", 1) != 1:
-        arguments["keep_clips"] = queue.files.clips(job.id)
+        arguments["keep_clips"] = keep_clips(attempt)
     if second:
         arguments["video_model"] = second[0]
     arguments.setdefault("seed", seed_of(job.id))
 
     def watch(progress: Progress) -> None:
-        steps[:] = [progress.total]
         report(progress.done / progress.total)
         preview(progress)
 
@@ -79,15 +77,18 @@ def generate_video(function: Callable[..., Video], attempt: Attempt) -> dict[str
         "seed": video.settings["seed"],
         "engine": video.settings["engine"],
         "frames_sha256": video.settings["frames_sha256"],
-        "steps": sum(steps),
+        "num_inference_steps": video.settings["num_inference_steps"],
         "seconds": round(ended - started, 3),
         "loading_seconds": round(loaded - started, 3),
     }
 
 
-def seed_of(job_id: str) -> int:
-    """Return the seed of a job that states none."""
-    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big") >> 1
+def keep_clips(attempt: Attempt) -> Path:
+    """Return the folder of a job's finished clips, at first those of the job that it extends or changes."""
+    files, job = attempt.queue.files, attempt.job
+    if job.source_id is not None and not files.clips(job.id).exists():
+        files.copy_clips(job.source_id, job.id)
+    return files.clips(job.id)
 
 
 def read_call(job: Job | JobRequest) -> Call:
@@ -115,17 +116,19 @@ def list_uploads(queue: JobQueue, job: Job) -> list[str]:
 def expected_seconds(queue: JobQueue, model: str, facts: Mapping[str, Any]) -> float | None:
     """Return the time that a video is expected to take, by that of the latest ones of its model; None without any.
 
-    facts: those of a result, as far as they are known: steps, num_frames, height, width.
+    facts: those of a result, as far as they are known: num_inference_steps, num_frames, height, width.
     """
     latest = queue.list_jobs(states=["completed"], commands=VIDEO_COMMANDS, limit=10 * RECENT)
     results = [dict(each.result or {}) for each in latest if each.model == model][:RECENT]
-    speeds = [_pixels(each) / (each["seconds"] - each["loading_seconds"]) for each in results if each.get("steps")]
+    speeds = [
+        _pixels(each) / (each["seconds"] - each["loading_seconds"]) for each in results if "loading_seconds" in each
+    ]
     return round(_pixels(facts) / median(speeds), 1) if speeds else None
 
 
 def _pixels(facts: Mapping[str, Any]) -> float:
     """Return the number of pixels of a video times that of its steps, to which the time is roughly proportional."""
-    return float(facts["steps"] * facts["num_frames"] * facts["height"] * facts["width"])
+    return float(facts["num_inference_steps"] * facts["num_frames"] * facts["height"] * facts["width"])
 
 
 def _previews(attempt: Attempt, model: Model) -> Callable[[Progress], None]:

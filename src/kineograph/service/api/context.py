@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
@@ -11,7 +11,7 @@ from kineograph.errors import shown
 from kineograph.service.api.fields import Fields
 from kineograph.service.api.settings import ServeSettings
 from kineograph.service.declaration import Declaration, ModelFacts, read_declaration
-from kineograph.service.jobs import Job, UnknownJobError
+from kineograph.service.jobs import VIDEO_COMMANDS, Job, UnknownJobError
 from kineograph.service.queue import JobQueue
 
 
@@ -33,10 +33,10 @@ class Service:
         """The models that requests may name."""
         return self.declaration.models
 
-    def find_job(self, job_id: str, owner: str) -> Job:
-        """Return a job of this owner. Raises UnknownJobError, also for a deleted one."""
+    def find_job(self, job_id: str, owner: str, commands: Sequence[str] = VIDEO_COMMANDS) -> Job:
+        """Return a job of this owner and of these commands. Raises UnknownJobError, also for a deleted one."""
         job = self.queue.get(job_id, owner)
-        if job.deleted_at is not None:
+        if job.deleted_at is not None or job.command not in commands:
             raise UnknownJobError(f"there is no job {shown(job_id)}")
         return job
 

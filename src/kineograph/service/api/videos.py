@@ -17,7 +17,7 @@ from kineograph.service.api.fields import InputFolders, build_request
 from kineograph.service.api.responses import ApiError
 from kineograph.service.api.video_object import VideoObject, describe_video
 from kineograph.service.declaration import ModelFacts
-from kineograph.service.jobs import MAX_TEXT, Job, UnknownJobError, new_job_id
+from kineograph.service.jobs import MAX_TEXT, VIDEO_COMMANDS, Job, UnknownJobError, new_job_id
 
 MAX_LISTED = 100
 POLL_HEADER = "openai-poll-after-ms"
@@ -153,7 +153,7 @@ def list_videos(
 ) -> VideoList:
     """Return a page of videos in the order of their requests."""
     try:
-        found = service.queue.list_jobs(owner, after=after, limit=limit + 1, order=order)
+        found = service.queue.list_jobs(owner, after=after, limit=limit + 1, order=order, commands=VIDEO_COMMANDS)
     except UnknownJobError as error:
         raise ApiError(404, "not_found", f"`after`: {error}", "after") from error
     page = found[:limit]
