@@ -106,10 +106,11 @@ def declare(sources: Mapping[str, str]) -> dict[str, Any]:
         name: asdict(_facts(source, described.get(source, "")))
         for name, source in (sources or {name: name for name in described}).items()
     }
-    return {"options": _options(), "models": models, "built_in": built_in}
+    return {"options": declare_options(), "models": models, "built_in": built_in}
 
 
-def _options() -> dict[str, Any]:
+def declare_options() -> dict[str, Any]:
+    """Return the JSON schemas of the options by name, as `Declaration` has them."""
     from kineograph.generation.schema import DECLARATIONS, options_schema
     from kineograph.options import declared
 

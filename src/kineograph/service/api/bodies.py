@@ -9,7 +9,7 @@ import mimetypes
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -24,6 +24,14 @@ NAME_LENGTH = 100  # characters of the name of a stored file
 DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*);base64,")  # the head of a data URL
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """A binary file that is open for reading."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return so many bytes, or all."""
+
+
 class Upload(NamedTuple):
     """A file of a form. key: of the field's mapping, as in control[canny]; name: as the client calls the file."""
 
@@ -31,7 +39,7 @@ class Upload(NamedTuple):
     key: str
     name: str
     type: str
-    file: BinaryIO
+    file: Readable
 
 
 class Body(NamedTuple):
@@ -95,7 +103,7 @@ def _add_item(values: dict[str, Any], field: str, key: str, value: str) -> None:
     items[key] = value
 
 
-def store_file(file: BinaryIO, folder: Path, name: str, kind: str, limit: int) -> StoredFile:
+def store_file(file: Readable, folder: Path, name: str, kind: str, limit: int) -> StoredFile:
     """Write a file into a job's folder. name, kind: as the client calls it; limit: in bytes."""
     folder.mkdir(exist_ok=True)
     number = sum(1 for _ in folder.iterdir())

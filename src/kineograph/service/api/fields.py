@@ -291,10 +291,8 @@ def _find_file(field: str, name: str, stored: Mapping[str, StoredFile], folders:
         raise ApiError(400, "url_not_allowed", message, field)
     if path := _find_in_folder(name, folders.opened):
         return str(path)
-    expected = (
-        "one that comes with the request" if folders.opened is None else "one of the request or the opened folder"
-    )
-    raise InputError(f"`{field}` names no file, {shown(name)}: expected {expected}")
+    where = "that comes with the request" if folders.opened is None else "of the request or of the opened folder"
+    raise InputError(f"`{field}` names a file {where}, and {shown(name)} is none")
 
 
 def _find_in_folder(name: str, folder: Path | None) -> Path | None:
