@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from kineograph.service.api import videos
+from kineograph.service.api import access, events, own_routes, short_routes, videos
 from kineograph.service.api.context import Service
 from kineograph.service.api.responses import ErrorEnvelope, install_handlers
 
@@ -30,7 +30,9 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.openapi = partial(describe_api, app)  # type: ignore[method-assign]
     install_handlers(app)
-    app.include_router(videos.router)
+    for each in (videos, own_routes, events, short_routes):
+        app.include_router(each.router)
+    access.install(app)
     return app
 
 
@@ -40,5 +42,6 @@ def describe_api(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         service: Service = app.state.service
         schema["components"]["schemas"]["VideoRequest"] = service.fields.request_schema()
+        access.describe_access(schema)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -73,7 +73,7 @@ def install_handlers(app: FastAPI) -> None:
     """Answer every error of the routes, and those of FastAPI, with the envelope."""
     handlers: dict[type[Exception], Any] = {
         ApiError: lambda error: error,
-        InputError: _of_input,
+        InputError: explain_input_error,
         RequestValidationError: _of_validation,
         UnknownJobError: lambda error: ApiError(404, "not_found", str(error), "video_id"),
         IdempotencyError: lambda error: ApiError(409, "idempotency_key_reused", str(error), "Idempotency-Key"),
@@ -93,7 +93,8 @@ def _handler(explain: Any) -> Any:
     return handle
 
 
-def _of_input(error: InputError) -> ApiError:
+def explain_input_error(error: InputError) -> ApiError:
+    """Return the answer to input that cannot be used, with the field that its message names."""
     found = NAMED.search(str(error))
     return ApiError(400, "invalid_request", str(error), found and found[1])
 
