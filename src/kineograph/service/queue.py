@@ -22,6 +22,7 @@ from kineograph.service.database import Database
 from kineograph.service.files import JobFiles, flush, folder_size
 from kineograph.service.jobs import (
     COLUMNS,
+    FINISHED,
     MAX_MESSAGE,
     MAX_PRIORITY,
     SHORT_COMMANDS,
@@ -263,6 +264,19 @@ class JobQueue:
         """Return the number of the newest event, 0 without any: cheap to ask often."""
         with self.database.connection() as connection:
             return int(connection.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()[0])
+
+    def finished_jobs(self, after: int, until: int) -> list[tuple[int, Job]]:
+        """Return the jobs that finished after the event of a number and not after another, each with its event's."""
+        query = (
+            "SELECT events.number, job_id FROM events WHERE number > ? AND number <= ? AND kind = 'state' "
+            f"AND json_extract(data, '$.state') IN ({_marks(FINISHED)}) "
+            # events of finished jobs that change
+            "AND json_extract(data, '$.starred') IS NULL AND json_extract(data, '$.deleted') IS NULL ORDER BY number"
+        )
+        with self.database.connection() as connection:
+            rows = connection.execute(query, (after, until, *FINISHED)).fetchall()
+            found = {job_id: _select(connection, "id = ?", (job_id,)) for _, job_id in rows}
+        return [(number, found[job_id][0]) for number, job_id in rows if found[job_id]]
 
     # --- for workers
 

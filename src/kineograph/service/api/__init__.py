@@ -13,7 +13,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from kineograph.service.api import access, events, own_routes, short_routes, videos
+from kineograph.service import page
+from kineograph.service.api import access, customisations, events, logs, metrics, own_routes, short_routes, videos
 from kineograph.service.api.context import Service
 from kineograph.service.api.responses import ErrorEnvelope, install_handlers
 
@@ -30,9 +31,13 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.openapi = partial(describe_api, app)  # type: ignore[method-assign]
     install_handlers(app)
-    for each in (videos, own_routes, events, short_routes):
+    for each in (videos, own_routes, events, short_routes, customisations, metrics, page):
         app.include_router(each.router)
     access.install(app)
+    app.state.metrics = metrics.Metrics.of(service.queue)
+    app.add_middleware(
+        logs.RequestLog, observe=app.state.metrics.observe_request, log_prompts=service.settings.log_prompts
+    )  # outermost, since it is added last
     return app
 
 
@@ -42,6 +47,7 @@ def describe_api(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         service: Service = app.state.service
         schema["components"]["schemas"]["VideoRequest"] = service.fields.request_schema()
-        access.describe_access(schema)
+        if service.settings.token_file is not None:
+            access.describe_access(schema)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -195,7 +195,7 @@ def install(app: FastAPI) -> Access:
 
 
 def describe_access(schema: dict[str, Any]) -> None:
-    """Add to an OpenAPI schema which of its routes need a token, and how it is sent."""
+    """Add to the OpenAPI schema of a server with tokens which of its routes need one, and how it is sent."""
     schema.setdefault("components", {})["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "description": "A token of `kineograph serve --new-token`."},
         "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE_NAME, "description": "The cookie of `/login`."},
