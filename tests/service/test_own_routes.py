@@ -261,3 +261,54 @@ def test_jobs_of_others_are_not_found(client: TestClient, queue: JobQueue) -> No
     refused(client.patch(f"/v1/videos/{other}", json={"priority": 1}), 404)
     refused(client.post(f"/v1/videos/{other}/extend", json={"clips": 1}), 404)
     refused(client.post("/v1/inspect", json={"video_id": other}), 404)
+
+
+IMAGES = [("images", (f"{number}.png", b"image %d" % number, "image/png")) for number in range(3)]
+
+
+def test_a_customisation_is_a_job_whose_adapter_videos_name(client: TestClient, queue: JobQueue) -> None:
+    data = {"subject": "sks fish", "settings": '{"training": {"max_train_steps": 5}}', "previews": "sks fish dives"}
+    answer = client.post("/v1/customisations", data=data, files=IMAGES).json()
+    assert (answer["status"], answer["subject"], answer["model"]) == ("queued", "sks fish", "pocket-video")
+    job = queue.get(answer["id"])
+    expected = {"settings": {"training": {"max_train_steps": 5}}, "previews": ["sks fish dives"], "subject": "sks fish"}
+    assert job.options == expected
+    assert len(list(queue.files.inputs(job.id).iterdir())) == 3
+    refused(client.get(f"/v1/customisations/{job.id}/content"), 404)
+    assert "`adapter` names" in refused(client.post("/v1/videos", json={**PROMPT, "adapter": job.id}), 400)
+    claimed = queue.claim("worker")
+    assert claimed is not None
+    (queue.files.make_part(claimed) / "adapter.safetensors").write_bytes(b"weights")
+    queue.complete(claimed, queue.files.part(claimed), {"subject": "sks fish"})
+    done = client.get(f"/v1/customisations/{job.id}").json()
+    assert (done["status"], done["adapter"]) == ("completed", job.id)
+    assert client.get(f"/v1/customisations/{job.id}/content").content == b"weights"
+    video = create(client, model="pocket-video", adapter=job.id)["id"]
+    assert Path(queue.get(video).options["adapter"]).read_bytes() == b"weights"
+    remix = client.post(f"/v1/videos/{video}/remix", json=PROMPT).json()["id"]
+    assert queue.get(remix).options["adapter"] == queue.get(video).options["adapter"]
+    assert [each["id"] for each in client.get("/v1/customisations").json()["data"]] == [job.id]
+    assert {each["id"] for each in client.get("/v1/videos").json()["data"]} == {video, remix}
+    refused(client.get(f"/v1/videos/{job.id}"), 404)
+    assert client.post(f"/v1/customisations/{job.id}/cancel").json()["status"] == "completed"
+    assert client.delete(f"/v1/customisations/{job.id}").json()["deleted"]
+    refused(client.get(f"/v1/customisations/{job.id}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "message"),
+    [
+        ({"subject": "sks fish"}, [], "`images` are 1 to 50 files"),
+        ({}, IMAGES, "give a `subject`"),
+        ({"subject": "sks fish", "style": "ink"}, IMAGES, "give a `subject`"),
+        ({"subject": "sks fish", "model": "/etc"}, IMAGES, "there is no model '/etc' here"),
+        ({"subject": "sks fish", "settings": "{"}, IMAGES, "`settings`"),
+        ({"subject": "sks fish", "motion_module": "/etc"}, IMAGES, "`motion_module` is"),
+        ({"subject": "sks fish", "natural_videos": "/etc"}, IMAGES, "`natural_videos`: Extra inputs"),
+    ],
+)
+def test_customisations_that_cannot_be_are_refused(
+    client: TestClient, queue: JobQueue, data: dict[str, str], files: list[Any], message: str
+) -> None:
+    assert message in refused(client.post("/v1/customisations", data=data, files=files), 400)
+    assert not list((queue.folder / "inputs").iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
@@ -13,6 +14,9 @@ from kineograph.service.api.settings import ServeSettings
 from kineograph.service.declaration import Declaration, ModelFacts, read_declaration
 from kineograph.service.jobs import VIDEO_COMMANDS, Job, UnknownJobError
 from kineograph.service.queue import JobQueue
+
+CUSTOMISE = ("customise",)  # the command of customisations
+ADAPTER_FILE = "adapter.safetensors"  # a customisation's result
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,14 @@ class Service:
         if job.deleted_at is not None or job.command not in commands:
             raise UnknownJobError(f"there is no job {shown(job_id)}")
         return job
+
+    def find_adapter(self, name: str, owner: str) -> Path | None:
+        """Return the file of a completed customisation of this owner; None if this is the id of none."""
+        if not name.startswith(CUSTOMISE):
+            return None
+        job = self.find_job(name, owner, CUSTOMISE)
+        file = self.queue.files.results(job.id).resolve() / ADAPTER_FILE
+        return file if job.state == "completed" and file.is_file() else None
 
 
 def get_service(connection: HTTPConnection) -> Service:

@@ -176,12 +176,13 @@ def _kinds(schema: Mapping[str, Any]) -> set[str | None]:
 class InputFolders(NamedTuple):
     """Folders that fields name files in: the job's uploads, and the one that the operator opened.
 
-    upload_bytes: most bytes of an upload.
+    upload_bytes: most bytes of an upload. find_adapter: returns the file of the customisation of this id, if any.
     """
 
     uploads: Path
     opened: Path | None
     upload_bytes: int
+    find_adapter: Callable[[str], Path | None] = lambda name: None
 
 
 def build_request(
@@ -289,7 +290,7 @@ def _find_file(field: str, name: str, stored: Mapping[str, StoredFile], folders:
     if "://" in name:
         message = f"`{field}` is a URL, {shown(name)}, and this server opens none: send the file, or a data URL"
         raise ApiError(400, "url_not_allowed", message, field)
-    if path := _find_in_folder(name, folders.opened):
+    if path := _find_in_folder(name, folders.opened) or folders.find_adapter(name):
         return str(path)
     where = "that comes with the request" if folders.opened is None else "of the request or of the opened folder"
     raise InputError(f"`{field}` names a file {where}, and {shown(name)} is none")

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kineograph.errors import shown
 from kineograph.service.api.bodies import Body, Upload, read_body
-from kineograph.service.api.context import Service
+from kineograph.service.api.context import ADAPTER_FILE, CUSTOMISE, Service
 from kineograph.service.api.fields import UPLOADS
 from kineograph.service.api.responses import ApiError
 from kineograph.service.api.video_object import VideoObject
@@ -141,6 +141,8 @@ def source_fields(service: Service, job: Job) -> dict[str, Any]:
 
 def _named(value: Any, folders: Sequence[Path]) -> Any:
     """Return a value in which paths of files in these folders are their names there."""
+    if isinstance(value, str) and Path(value).name == ADAPTER_FILE and Path(value).parent.name.startswith(CUSTOMISE):
+        return Path(value).parent.name
     if isinstance(value, str):
         inside = [folder for folder in folders if value.startswith(f"{folder}/")]
         return Path(value).relative_to(inside[0]).as_posix() if inside else value

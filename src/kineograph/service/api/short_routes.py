@@ -21,9 +21,9 @@ from kineograph.media.files import remove_path
 from kineograph.service.api.bodies import Body, read_body, store_file
 from kineograph.service.api.context import Service
 from kineograph.service.api.events import EventFeed, InFeed
-from kineograph.service.api.fields import InputFolders, build_request
+from kineograph.service.api.fields import build_request
 from kineograph.service.api.responses import INVALID, SERVER, ApiError, ErrorDetails, explain_input_error
-from kineograph.service.api.videos import FILES, POLL_HEADER, VIDEO_REQUEST, InService, Owner
+from kineograph.service.api.videos import FILES, POLL_HEADER, VIDEO_REQUEST, InService, Owner, input_folders
 from kineograph.service.jobs import MAX_TEXT, SHORT_COMMANDS, Job, JobRequest, JobState, new_job_id
 
 WAIT_SECONDS = 5.0  # for the end of a job, before 202
@@ -180,8 +180,8 @@ def get_task(task_id: TaskId, response: Response, service: InService, owner: Own
 
 
 def _submit_check(service: Service, owner: str, body: Body) -> Job:
-    uploads = service.queue.files.inputs(new_job_id("check")).resolve()
-    folders = InputFolders(uploads, service.settings.opened_folder, service.settings.max_upload_bytes)
+    folders = input_folders(service, owner, new_job_id("check"))
+    uploads = folders.uploads
     with _removed_unless_submitted(uploads):
         video = build_request(service.fields, body, folders)
         options = {"command": video.command, "model": video.model, "options": {**video.options}}
