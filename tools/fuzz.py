@@ -271,8 +271,11 @@ def follow(run: Run, pid: int, lines: Any) -> Iterator[Result]:
         ready = select.select([lines], [], [], max(0, left))[0]
         part = os.read(lines.fileno(), 1 << 20) if ready else None
         if part is None:
+            if index is None:  # between two inputs: the process was not given the processor, or was suspended
+                started = time.monotonic()
+                continue
             os.kill(pid, signal.SIGKILL)
-            yield repeat(run, index or 0, "hang", f"no end after {run.limits.seconds:g} s")
+            yield repeat(run, index, "hang", f"no end after {run.limits.seconds:g} s")
             return
         pending += part
         *complete, pending = pending.split(b"\n")

@@ -700,6 +700,7 @@ def use_option_text(path: Path, out: Path) -> Sequence[object]:
     }
     prompt = text if kind == "prompt" else "a fish"
     more = [f"{flags[kind]}={text}"] if kind in flags else []
+    more += ["--memory", "0.7GB"] if kind == "size" else []  # a valid size may be beyond the limit
     return ["generate", *TINY_FLAGS, *more, "-o", out / "x.mp4", "--", prompt]
 
 

@@ -168,7 +168,7 @@ class SharedOptions(TypedDict, total=False):
     num_inference_steps: Annotated[
         Integer,
         option(
-            50,
+            20,
             "Number of denoising steps; more are slower.",
             ge=1,
             le=MAX_STEPS,

@@ -92,6 +92,16 @@ def test_a_video_model_is_measured_with_its_temporal_layers() -> None:
     assert found.unet > 0
 
 
+@pytest.mark.slow
+def test_the_memory_of_many_tiles_follows_from_that_of_few(model: kg.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks: Networks = describe_model(model).networks  # type: ignore[assignment]
+    side = 4 * tiled(model.vae).tile_sample_min_size
+    run = Run(1, 1, side, side)
+    estimated = measure(networks, None, run).vae_tiled
+    monkeypatch.setattr(memory, "MEASURED_TILES", (3, 100))
+    assert estimated == pytest.approx(measure(networks, None, run).vae_tiled, rel=0.15)
+
+
 MEASURED = Measured(Weights(unet=400, vae=100, text=100), 10, 40, vae=500, vae_tiled=100)
 
 

@@ -45,6 +45,7 @@ MOST_CHUNK = 8  # frames of an image model that are evaluated together; more are
 TEXT_ENCODERS = {768: 123e6, 1024: 340e6, 2048: 818e6}
 CONTROLNET_SHARE = 0.42  # of a ControlNet's parameters to its U-Net's
 PROCESS = 520e6  # bytes of Python, torch, diffusers and what else a run imports, on a CPU
+MEASURED_TILES = 2, 3  # in each direction, of a VAE that decodes in tiles
 HEAP = 1.1  # a process's memory over that of its tensors: what malloc keeps, and buffers of matrix products
 TOKENS, IMAGES = 77, "ip_image_proj"
 CHANNELS_SQUARED, FAR_SMALLER = 1600, 0.1  # a U-Net takes fewer bytes for each squared number of a block's channels
@@ -272,8 +273,22 @@ def measure(networks: Networks, temporal: TemporalConfig | None, run: Run) -> Me
             fixed, of_a_frame = evaluate(run.frames), 0.0
         size = min(frames_per_chunk(run.height * run.width), run.frames) * run.videos
         z = torch.empty(size, vae.config.latent_channels, height, width, dtype=networks.dtype)
-        decoding = [count_live_bytes(partial(each.decode, z), vae) for each in (vae, tiled(vae))]
-    return Measured(weights, fixed, of_a_frame, *decoding)
+        decoding = count_live_bytes(partial(vae.decode, z), vae)
+        decoding_in_tiles = _measure_tiles(tiled(vae), z)
+    return Measured(weights, fixed, of_a_frame, decoding, decoding_in_tiles)
+
+
+def _measure_tiles(vae: Any, z: Tensor) -> float:
+    """Return the bytes of decoding in tiles: of many tiles by those of a few, as there may be thousands."""
+
+    def few(tiles: int) -> Tensor:
+        return z[..., : tiles * vae.tile_latent_min_size, : tiles * vae.tile_latent_min_size]
+
+    less, more = (few(tiles) for tiles in MEASURED_TILES)
+    before, after = (count_live_bytes(partial(vae.decode, each), vae) for each in (less, more))
+    if more.numel() == z.numel():
+        return after
+    return after + (after - before) * (z.numel() - more.numel()) / (more.numel() - less.numel())
 
 
 def _weights(net: VideoUNet, vae: nn.Module, dtype: torch.dtype) -> Weights:
