@@ -124,7 +124,7 @@ def test_metrics_follow_from_the_extractors(tmp_path, clip_folder, network) -> N
     _, metrics = load_metrics([f"clip:{clip_folder}"])
     assert {name for metric in metrics for name in metric.aspects} >= {"CLIP-T", "frame consistency"}
     extractors, metrics = load_metrics([f"torchscript:{network}"])
-    assert len(metrics) == 1 and extractors[0].name == "c3d"
+    assert len(metrics) == 2 and extractors[0].name == "c3d"
     with pytest.raises(InputError, match="needs a CLIP"):
         load_metrics([f"torchscript:{network}"], images=tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no")
@@ -168,7 +168,7 @@ def test_the_default_extractor_needs_no_laboratory(monkeypatch: pytest.MonkeyPat
     (extractor,), metrics = load_metrics()
     assert extractor.name == "pocket-clip"
     assert {name for metric in metrics for name in metric.aspects} == {
-        "CLIP-T", "frame consistency", "motion", "followed", "warp error",
+        "CLIP-T", "frame consistency", "motion", "followed", "warp error", "sharpness",
     }  # fmt: skip
     with pytest.raises(InputError, match="'pocket' comes with .* not installed: pip install kineograph-lab"):
         load_metrics(["pocket"])

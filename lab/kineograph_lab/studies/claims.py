@@ -1,7 +1,8 @@
 """Claims that can fail: an estimate with its bounds, the region that it should lie in, and p-values.
 
 A claim holds where the estimate lies in its region by a one-sided test at 5 % on each finite side, corrected by Holm for
-all claims of a paper. Fewer cases or clusters widen the bounds, so that they never make a claim hold more easily.
+all claims of a paper. Fewer cases or clusters widen the bounds, so that they never make a claim hold more easily. A claim
+whose arm or metric no record has is "not measured": it is in the report, does not hold, and counts for the correction.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kineograph.metrics.statistics import Estimate, holm, mean, mean_difference, ratio
+from kineograph.metrics.statistics import NO_ESTIMATE, Estimate, holm, mean, mean_difference, ratio
 
 ALPHA = 0.05  # of a one-sided test
 # What "not below" and "unchanged" allow, by the kind of metric.
 SHARE_MARGIN, SIMILARITY_MARGIN, CLIP_MARGIN = 0.05, 0.02, 2.0  # shares; cosines of neighbours, identities; 100 cosines
 SMOOTH = (1 / 1.2, 1.2)  # the change at a seam over that elsewhere: neither a jump nor frozen frames
+SHARP = 0.9  # of the sharpness without it, what a method that lessens flicker has to leave
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class Values:
     clusters: tuple[int, ...]
 
     def minus(self, other: Values) -> Values:
-        """Return the paired differences of two metrics of the same cases."""
+        """Return the paired differences of two metrics of the same cases; empty if one was not measured."""
+        if not (self.values and other.values):
+            return Values((), (), ())
         return replace(
             self, values=tuple(one - its for one, its in zip(self.values, _paired(self, other), strict=True))
         )
@@ -67,6 +71,11 @@ class Claim:
     p: float
     p_corrected: float
     study: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """The records have all that the claim is about."""
+        return self.count > 0
 
     @property
     def holds(self) -> bool:
@@ -132,12 +141,19 @@ def claim_unchanged(name: str, ours: Values, theirs: Values, margin: float) -> C
 
 
 def _difference(ours: Values, theirs: Values) -> Estimate:
+    if not (ours.values and theirs.values):
+        return NO_ESTIMATE
     return mean_difference(ours.values, _paired(ours, theirs), ours.clusters)
 
 
 def claim_ratio_at_least(name: str, ours: Values, theirs: Values, bar: float) -> Claim:
     """Claim that the ratio of the means over the same cases is above the bar."""
     return claim_between(name, ratio_of_means(ours, theirs), bar, math.inf, f">= {bar:g}")
+
+
+def claim_as_sharp(ours: Values, theirs: Values, names: str) -> Claim:
+    """Claim that less flicker is no blur: the sharpness is at least `SHARP` of that without. names: "ours over theirs"."""
+    return claim_ratio_at_least(f"sharpness, {names}", ours, theirs, SHARP)
 
 
 def claim_ratio_at_most(name: str, ours: Values, theirs: Values, bar: float) -> Claim:
@@ -151,7 +167,9 @@ def claim_ratio_within(name: str, ours: Values, theirs: Values, low: float, high
 
 
 def ratio_of_means(ours: Values, theirs: Values) -> Estimate:
-    """Return the ratio of the means over the same cases."""
+    """Return the ratio of the means over the same cases; no estimate if one was not measured."""
+    if not (ours.values and theirs.values):
+        return NO_ESTIMATE
     return ratio(ours.values, _paired(ours, theirs), ours.clusters)
 
 

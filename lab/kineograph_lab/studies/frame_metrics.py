@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kineograph.metrics.features import Frames
+from kineograph.metrics.video_metrics import sharpness
 from kineograph_lab.recipe.video.degraded import watermark_mask
 from kineograph_lab.studies.protocol import Case
 
@@ -215,11 +216,9 @@ def warp_error(frames: Frames, flows: Sequence[np.ndarray]) -> float:
     return float(np.mean(found))
 
 
-def sharpness(frames: Frames) -> float:
-    """Return the mean magnitude of the second differences of the grey levels, horizontal and vertical."""
-    grey = frames.astype(float).mean(-1)
-    second = [np.diff(grey, 2, axis=axis) for axis in (1, 2)]
-    return float(np.mean([np.abs(each).mean() for each in second]))
+def relative_sharpness(frames: Frames, reference: Frames) -> float:
+    """Return the sharpness over that of the world's own rendering."""
+    return sharpness(frames) / sharpness(reference)
 
 
 def watermark_correlation(frames: Frames) -> float:

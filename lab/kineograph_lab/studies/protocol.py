@@ -29,7 +29,7 @@ FIRST_SEED = 70_000  # of the noise of case 0; case n has n more
 
 # Versions of code that records depend on. tests/lab/studies/test_versions.py fails when an output changes: raise the
 # version then, which makes all records stale, or undo the change.
-SAMPLER_VERSION, METRIC_VERSION, WORLD_VERSION = 1, 1, 1
+SAMPLER_VERSION, METRIC_VERSION, WORLD_VERSION = 1, 2, 1
 
 STALE = "stale"  # of a protocol under which nothing is measured any more: the reason
 EARLIER = "earlier_protocols"  # of a record that was given another id by hand: [id, first commit] of each

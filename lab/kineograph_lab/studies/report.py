@@ -79,6 +79,7 @@ def _to_json(report: Report) -> str:
 def claim_as_json(claim: Claim) -> dict[str, Any]:
     """Return a claim as JSON values; NaN, the error of one cluster, is None: JSON has no NaN."""
     values = {**asdict(claim), "holds": claim.holds, "holds_uncorrected": claim.holds_uncorrected}
+    values["measured"] = claim.measured
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
@@ -97,11 +98,17 @@ def _to_markdown(report: Report) -> str:
         f"`{about['command']}` measured the videos on {about['machine']['processor']} ({about['model']['device']}, "
         f"{about['model']['dtype']}); `kineograph reproduce {report.paper} --from-records` computes this report from their "
         f"records. [{report.paper}.json]({report.paper}.json) has the hashes of the weights, versions and commits.\n",
-        f"{sum(held)} of {len(held)} claims hold ({sum(each.holds_uncorrected for each in report.claims)} by themselves). "
+        f"{sum(held)} of {len(held)} claims hold ({sum(each.holds_uncorrected for each in report.claims)} by themselves)"
+        f"{_unmeasured(report.claims)}. "
         f"{INTRODUCTION}.\n",
         *(_study_to_markdown(study) for study in report.studies),
     ]
     return "\n".join(sections)
+
+
+def _unmeasured(claims: Sequence[Claim]) -> str:
+    missing = sum(not each.measured for each in claims)
+    return f"; {missing} are not measured, since the records lack an arm or a metric of theirs" if missing else ""
 
 
 def _study_to_markdown(study: StudyReport) -> str:
@@ -120,6 +127,8 @@ def _study_to_markdown(study: StudyReport) -> str:
 
 
 def _claim_row(claim: Claim) -> list[object]:
+    if not claim.measured:
+        return [claim.name, "not measured", "-", claim.bar, 0, 0, "-", "-", "-", "-"]
     answers = ["yes" if each else "**no**" for each in (claim.holds_uncorrected, claim.holds)]
     bounds, p = f"{claim.low:.3f} to {claim.high:.3f}", f"{claim.p:.2g}"
     if math.isnan(claim.p):  # of a single cluster

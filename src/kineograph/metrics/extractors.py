@@ -14,7 +14,13 @@ from kineograph.media.images import read_image
 from kineograph.metrics.encoders import clip_extractor, load_clip_encoder, load_videomae
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.metrics.torchscript import load_torchscript
-from kineograph.metrics.video_metrics import VideoMetric, clip_metric, flow_metric, image_similarity_metric
+from kineograph.metrics.video_metrics import (
+    VideoMetric,
+    clip_metric,
+    flow_metric,
+    image_similarity_metric,
+    sharpness_metric,
+)
 from kineograph.models.pocket import WEIGHTS
 from kineograph.plugins import find_plugins, load_plugin
 
@@ -40,8 +46,8 @@ def load_metrics(
 ) -> tuple[list[Extractor], list[VideoMetric]]:
     """Load the named extractors, and the video metrics that go with them.
 
-    The optical-flow metrics are always among them. The first CLIP named gives CLIP-T and frame consistency; "pocket"
-    gives them by the pocket model's own CLIP, and adds the judge's metrics.
+    The optical-flow metrics and sharpness are always among them. The first CLIP named gives CLIP-T and frame
+    consistency; "pocket" gives them by the pocket model's own CLIP, and adds the judge's metrics.
 
     Args:
         names: names as `load_extractor` takes them; by default `default_extractor`.
@@ -51,7 +57,7 @@ def load_metrics(
     no images, or OpenCV is not installed.
     """
     names = names or [default_extractor()]
-    extractors, metrics = load_extractors(names, device), [flow_metric()]
+    extractors, metrics = load_extractors(names, device), [flow_metric(), sharpness_metric()]
     source = _clip_source(names)
     if source is None and images is not None:
         raise InputError("similarity to images needs a CLIP: name one by clip:PATH, or pocket")

@@ -78,3 +78,23 @@ def flow_metric() -> VideoMetric:
     optical_flow.import_flow_library()
     aspects = {"motion": MOTION, "followed": CONSISTENCY, "warp error": CONSISTENCY}
     return VideoMetric(aspects, optical_flow.PROTOCOL, lambda video: optical_flow.measure_flow(video.frames, video.fps))
+
+
+def sharpness_metric() -> VideoMetric:
+    """Return the sharpness, which a blur lowers as it lowers the warp error."""
+
+    def measure(video: DecodedVideo) -> NamedValues:
+        if min(video.frames.shape[1:3]) > 2:
+            yield "sharpness", sharpness(video.frames)
+
+    return VideoMetric({"sharpness": QUALITY}, {"sharpness": "mean |second difference| of grey levels"}, measure)
+
+
+def sharpness(frames: Frames) -> float:
+    """Return the mean magnitude of the second differences of the grey levels, horizontal and vertical.
+
+    Noise raises it too. Compare videos of one size and of alike content.
+    """
+    grey = frames.astype(float).mean(-1)
+    second = [np.diff(grey, 2, axis=axis) for axis in (1, 2)]
+    return float(np.mean([np.abs(each).mean() for each in second]))

@@ -10,6 +10,8 @@ import pytest
 
 from kineograph_lab.studies import claims
 from kineograph_lab.studies.claims import SMOOTH, Values, correct_claims
+from kineograph_lab.studies.report import StudyReport, claim_as_json
+from kineograph_lab.studies.report import _study_to_markdown as report_as_markdown
 from kineograph_lab.studies.reproduce import CASES, PAPERS, report_from_records
 from kineograph_lab.studies.still_moving import baselines
 from kineograph_lab.studies.study import metric_values, read_study_records
@@ -84,6 +86,30 @@ def test_equal_values_are_bounded_by_their_number() -> None:
 def test_paired_claims_refuse_other_cases() -> None:
     with pytest.raises(ValueError, match="the same cases on both sides"):
         claims.claim_better("x", values([1.0, 2.0]), values([1.0]))
+
+
+def test_a_claim_whose_arm_is_missing_is_reported_as_not_measured() -> None:
+    there, missing = noisy(0.9, 20), values([])
+    stated = [
+        claims.claim_better("new arm", there, missing),
+        claims.claim_not_below("new arm", missing, there, 0.05),
+        claims.claim_unchanged("new arm", missing, there, 0.05),
+        claims.claim_ratio_at_least("new baseline", there.minus(missing), noisy(0.9, 20).minus(missing), 0.5),
+        claims.claim_as_sharp(missing, missing, "on over off"),
+        claims.claim_at_least("new metric", missing, 0.5),
+    ]
+    assert not any(each.measured or each.holds or each.holds_uncorrected for each in correct_claims(stated))
+    assert all(claim_as_json(each)["measured"] is False and claim_as_json(each)["value"] is None for each in stated)
+    study = StudyReport("a", [*stated, claims.claim_at_least("old", there, 0.5)], {"row": {"arm": there.mean}}, {}, {})
+    text = report_as_markdown(study)
+    assert text.count("| not measured |") == len(stated) and "**no**" not in text
+
+
+def test_a_blurred_video_does_not_win_by_less_flicker() -> None:
+    sharp = noisy(0.9, 40, 0.02)
+    for factor, holds in ((1.0, True), (0.97, True), (0.8, False)):
+        ours = values([factor * each + 0.001 * (k % 3) for k, each in enumerate(sharp.values)])
+        assert claims.claim_as_sharp(ours, sharp, "ours over theirs").holds == holds
 
 
 def test_claims_of_a_paper_are_corrected_for_one_another() -> None:

@@ -55,7 +55,25 @@ def test_controlnet_study(model, judges, tmp_path) -> None:
         and records["rendering"]["depth"] < 0.1
         and records["rendering"]["points"] < 0.1
     )
-    assert set(records) == {"unguided", "canny", "depth", "pose", "rendering"}
+    assert set(records) == {"unguided", "unguided, moving", "canny", "depth", "pose", "rendering"}
+    assert records["unguided"]["individual"] > records["unguided, moving"]["individual"]  # one image, and a moving one
+
+
+def test_both_videos_without_maps_are_baselines_of_control() -> None:
+    shares = {controlnet.STILL: 0.2, controlnet.MOVING: 0.4, "rendering": 1.0}
+    metrics = (*controlnet.CONTROL_METRICS.values(), *controlnet.BARS)
+    records = [
+        {"arm": arm, "case": case, **dict.fromkeys(metrics, shares.get(arm, 0.8) + 0.001 * (case * 7 % 5))}
+        for arm in (*shares, *controlnet.CONTROL_METRICS)
+        for case in range(8)
+    ]
+    by_name = {each.name: each for each in controlnet._state_claims(records)}
+    share = "canny: edges, share of the way from {} to the rendering"
+    assert by_name[share.format(controlnet.STILL)].value == pytest.approx(0.75, abs=0.01)
+    assert by_name[share.format(controlnet.MOVING)].value == pytest.approx(2 / 3, abs=0.01)
+    earlier = [each for each in records if each["arm"] != controlnet.MOVING]
+    earlier = {each.name: each for each in controlnet._state_claims(earlier)}
+    assert earlier.keys() == by_name.keys() and not earlier[share.format(controlnet.MOVING)].measured
 
 
 @pytest.mark.slow
@@ -75,7 +93,7 @@ def test_editing_study(model, judges, tmp_path) -> None:
         f"asked {aspect}" for aspect in ASPECTS
     ]
     assert all(each["background"] > 30 for each in rendered if "background" in each)
-    assert len(editing._state_claims(records)) == 5
+    assert len(editing._state_claims(records)) == 6 and all(each["sharp"] > 0 for each in records)
 
 
 @pytest.mark.slow

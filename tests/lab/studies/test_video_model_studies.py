@@ -20,10 +20,10 @@ from kineograph.models.model import Model
 from kineograph_lab.studies import sample
 from kineograph_lab.studies.judges import load_pocket_judges
 from kineograph_lab.studies.protocol import held_out_cases, moving_cases
-from kineograph_lab.studies.study import run_study
+from kineograph_lab.studies.study import run_study, summarise_study
 from kineograph_lab.studies.text2video_zero.subjects import subject_of
 from kineograph_lab.studies.video_elevator import personalised, two_models
-from kineograph_lab.studies.videocrafter1 import joint_training, text_to_video
+from kineograph_lab.studies.videocrafter1 import image_to_video, joint_training, text_to_video
 from kineograph_lab.world.world import is_held_out
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -53,6 +53,34 @@ def test_animated_videos_depend_on_the_image_and_on_how_it_is_used(animator: Mod
     animate = partial(sample.animate_frames, animator, case, steps=2, scale=3.0)
     shown, other, pinned = animate(images[0]), animate(images[1]), animate(images[0], first_frame="pinned")
     assert not np.array_equal(shown, other) and not np.array_equal(shown, pinned)
+
+
+@pytest.mark.slow
+def test_image_to_video_study(tmp_path) -> None:
+    study = image_to_video.image_to_video_study(kg.load("pocket-video"), load_pocket_judges(), 1, 1)
+    records = [*run_study(study, tmp_path, STAMP)]
+    assert {each["arm"] for each in records} == {"text alone", "picture shown", "first frame pinned"}
+    claims = summarise_study(study.analysis, records, tmp_path).claims
+    assert [each.name for each in claims if not each.measured] == ["CLIP-I, all patches - class token alone"]
+
+
+def test_an_image_that_changes_nothing_holds_no_claim_of_a_gain() -> None:
+    values = {"CLIP-I": 0.9, "first frame": 30.0, "thing": 0.99, "colour": 0.99, "individual": 0.9, "motion": 1.0}
+
+    def held(shown: float, text: float) -> list[str]:
+        records = [
+            {
+                "arm": arm,
+                "case": case,
+                **{name: value * (1 - 0.01 * (case * 7 % 5) * spread) for name, value in values.items()},
+            }
+            for arm, spread in (("picture shown", shown), ("text alone", text))
+            for case in range(40)
+        ]
+        return [each.name for each in image_to_video._state_claims(records) if each.holds]
+
+    assert all(name.startswith(("frames with", "videos that move")) for name in held(1, 1))  # no worse, and no better
+    assert len(held(0, 1)) == 6 and not held(20, 1)
 
 
 def test_subject_speed_is_the_slope_of_the_keypoints() -> None:
@@ -108,7 +136,9 @@ def test_two_models_claims_hold_for_better_frames_and_equal_motion() -> None:
             for arm, values in arms.items()
             for case in range(12)
         ]
-        return [claim.holds for claim in two_models._state_all_claims(records)]
+        claims = two_models._state_all_claims(records)
+        assert [each.name for each in claims if not each.measured] == ["FVD, video model - together"]  # of 12 videos
+        return [claim.holds for claim in claims if claim.measured]
 
     assert all(claimed(better, worse)) and not any(claimed(worse, better))
 

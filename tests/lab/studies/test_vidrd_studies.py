@@ -77,6 +77,24 @@ def test_frame_changes_at_seams_and_inside_clips():
     assert [len(seams), seams[1].max(), seams[2].min()] == [6, 0, 60]
 
 
+def test_clips_that_freeze_at_seams_are_no_better_than_clips_that_jump():
+    changes = {long_videos.WHOLE: 0.0, long_videos.JOINED: 1.8, **dict.fromkeys(long_videos.WITHOUT, 1.8)}
+
+    def held(inside: float) -> list[str]:
+        records = [
+            {"arm": arm, "case": case}
+            | {f"{name}, seam": seam + 0.01 * (case % 3) for name in long_videos.CHANGES}
+            | {f"{name}, inside": inside for name in long_videos.CHANGES}
+            for arm, seam in changes.items()
+            for case in range(20)
+        ]
+        stated = [*long_videos._state_claims(records), *long_videos._state_ablation_claims(records)]
+        return [each.name for each in stated if each.holds and long_videos.DEPARTURE in each.name]
+
+    assert not held(inside=1.0)  # standing still departs further than 1.8 times the change
+    assert len(held(inside=0.1)) == 8
+
+
 def test_motion_per_frame_of_a_panned_image():
     rng = np.random.default_rng(0)
     wide = np.kron(rng.integers(255, size=(16, 40, 3)), np.ones((16, 16, 1))).astype(np.uint8)
@@ -109,14 +127,21 @@ def test_fvd_study(judges: Judges, model: Model, tmp_path, monkeypatch):  # noqa
     degrees = use_few_degradations(monkeypatch)
     study = degraded_videos.fvd_study(model, judges, 1, None)
     records = run_and_check(study, tmp_path)
-    assert len(records) == degraded_videos.MIN_SETS and len(degraded_videos._state_claims(records)) == 2
+    assert len(records) == degraded_videos.MIN_SETS and len(degraded_videos._state_claims(records)) == 4
     assert all(record["blur 0"] == record["noise 0"] for record in records)
     assert records[0]["blur 0"] != records[1]["blur 0"]
     assert len({record[name] for record in records for name in degrees}) == 6
+    assert len({record[f"KVD, {name}"] for record in records for name in degrees}) == 6
+    sharp = [[record[degraded_videos.SHARP + name] for name in degrees] for record in records]
+    assert all(same == clean == 1 and blurred < 0.5 and noisy > 2 for same, blurred, clean, noisy in sharp)
+    claims = degraded_videos._state_claims(records)
+    assert [each.name[:3] for each in claims if each.measured] == ["KVD", "KVD"]  # FVD of 2 videos is no claim
+    large = [{**each, "videos": 1000} for each in records]
+    assert all(each.measured for each in degraded_videos._state_claims(large))
     assert len(study.arms["FVD"](study.cases[:1])[0]) == len(degrees)
 
 
-def test_set_distances_equal_those_of_the_features(extractor: Extractor):
+def test_set_distances_equal_those_of_the_features(extractor: Extractor, monkeypatch):
     clips = [render_clip(case.shot, 4) for case in moving_cases(4)]
     records = [
         {"arm": arm, "case": k, **set_distances.extract_set_features(extractor, change(frames))}
@@ -137,6 +162,9 @@ def test_set_distances_equal_those_of_the_features(extractor: Extractor):
     assert same_prompts["blank"].value == pytest.approx(wanted, rel=1e-3)
     assert same_prompts["same"].value == pytest.approx(0, abs=1e-4 * wanted)
     assert np.isnan(same_prompts["real"].value) and kvd["real"] == kvd["same"]  # of real videos against themselves
+    fvd, kvd_claim = set_distances.claim_lower_distances("x", records, "same", "blank", "real")
+    assert kvd_claim.holds and not fvd.measured and fvd.bar == "> 0, of 1,000 videos"  # these are 4
+    monkeypatch.setattr(set_distances, "FEW_VIDEOS", 4)
     assert all(each.holds for each in set_distances.claim_lower_distances("x", records, "same", "blank", "real"))
     assert not any(each.holds for each in set_distances.claim_lower_distances("x", records, "blank", "same", "real"))
     scores = set_distances.tabulate_inception_scores(records)["IS (the judge's subjects)"]
@@ -164,9 +192,12 @@ def test_temporal_decoder_studies(model: Model, judges: Judges, tmp_path):  # no
     }
     assert by_arm["rendering"]["psnr"] == pytest.approx(60, abs=0.01) and by_arm["rendering"]["flicker"] == 0
     assert by_arm["image decoder"]["psnr"] == pytest.approx(by_arm["temporal decoder"]["psnr"])  # it is untrained
-    assert len(temporal_decoder._state_reconstruction_claims([*by_arm.values()])) == 4
+    assert (
+        len(temporal_decoder._state_reconstruction_claims([*by_arm.values()])) == 5
+        and by_arm["rendering"]["sharp"] == 1
+    )
     records = run_and_check(temporal_decoder.decoder_generation_study(model, judges, 1, 1), tmp_path)
-    assert len(temporal_decoder._state_generation_claims(records)) == 2
+    assert len(temporal_decoder._state_generation_claims(records)) == 4
 
 
 def test_flicker_ignores_a_constant_difference():
@@ -196,7 +227,7 @@ def test_studies_of_untrained_networks_are_left_out_of_the_report(model: Model, 
         summary = reproduce.reproduce("vidrd", model, judges, cases=1, steps=1, out=tmp_path)
     assert len(warned) == 1
     assert [each.title.partition(",")[0] for each in summary.studies] == [
-        "Eight clips in sequence", "Two clips in sequence", "FVD of 256 clips with known degradations",
+        "Eight clips in sequence", "Two clips in sequence", "FVD and KVD of clips with known degradations",
         "Held-out clips", "Videos generated by VidRD's model",
     ]  # fmt: skip
     monkeypatch.setattr(long_videos, "generate", lambda *arguments: pytest.fail("a recorded video is generated again"))

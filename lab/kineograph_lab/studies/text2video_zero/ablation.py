@@ -30,6 +30,7 @@ from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.claims import (
     CLIP_MARGIN,
     Claim,
+    claim_as_sharp,
     claim_at_least,
     claim_better,
     claim_not_below,
@@ -38,6 +39,7 @@ from kineograph_lab.studies.claims import (
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.study import PROMPT_ROWS, Analysis, Study, metric_values
+from kineograph_lab.world.world import render
 
 SampleSteps = Callable[[Denoise, Latents, Latents, Sequence[float], Warp], Iterator[Step]]
 
@@ -117,6 +119,7 @@ def _measure(frames: Frames, case: Case, judges: Judges, options: Mapping[str, A
         **frame_metrics.identity_consistency(judged),
         "background": frame_metrics.background_difference(frames, shifts),
         **frame_metrics.global_motion(frames, shifts),
+        "sharp": frame_metrics.relative_sharpness(frames, render(case.shot)[None]),
         "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
     }
     # the content moves against the camera
@@ -156,6 +159,9 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
         _claim_part_helps(
             "background", "motion in the latents steadies the background, with attention", records, "attention", "both"
         ),
+        claim_as_sharp(
+            metric_values(records, "both", "sharp"), metric_values(records, "attention", "sharp"), "both over attention"
+        ),
         _claim_part_helps(
             "off course",
             "motion in the latents makes the requested motion, with attention",
@@ -179,6 +185,7 @@ ROWS = {
     "always the same": "videos with one subject and colour throughout",
     "individual": "similarity of the individual to the first frame's",
     "background": "background's difference from the first frame's (of 255, less is better)",
+    "sharp": "sharpness, over that of the world's own rendering",
     "text": "CLIP score (100 cos)",
     "motion": "motion, relative to the requested one",
     "off course": "error of the motion, relative to the requested one",

@@ -24,7 +24,7 @@ from kineograph.noise import per_sigma, shared
 from kineograph.options import defaults
 from kineograph.samplers import euler_ancestral, final_latents
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.claims import Claim, claim_at_least, claim_better
+from kineograph_lab.studies.claims import Claim, claim_as_sharp, claim_at_least, claim_better
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.splits import DEVELOPMENT, Split, seed_offset
@@ -113,6 +113,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
         "kept": float(np.mean([share for aspect, share in right.items() if aspect != edit.aspect])),
         "steady": video_metrics.frame_consistency(judges.embed(frames)),
         "warp error": frame_metrics.warp_error(frames, [each.flow for each in known]),
+        "sharp": frame_metrics.relative_sharpness(frames, render_shot(edit.after)),
     }
     if edit.aspect in SUBJECT_EDITS:
         before = ground_truths(edit.before)
@@ -145,6 +146,11 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
             metric_values(records, theirs, "warp error"),
             metric_values(records, ours, "warp error"),
         ),
+        claim_as_sharp(
+            metric_values(records, ours, "sharp"),
+            metric_values(records, theirs, "sharp"),
+            f"{ours} over {theirs}",
+        ),
     ]
 
 
@@ -155,6 +161,7 @@ ROWS = {
     "background": "background's PSNR with the input's (dB; colour and subject edits)",
     "steady": "cosine of neighbouring frames' CLIP embeddings",
     "warp error": "change along the true flow (of 255, less is better)",
+    "sharp": "sharpness, over that of the world's own rendering",
 }
 
 ANALYSIS = Analysis(

@@ -23,6 +23,7 @@ from kineograph_lab.studies.claims import (
     SHARE_MARGIN,
     SIMILARITY_MARGIN,
     Claim,
+    claim_as_sharp,
     claim_at_least,
     claim_better,
     claim_unchanged,
@@ -73,6 +74,7 @@ def _measure(frames: Frames, case: Case, model: Model, judges: Judges) -> Mappin
     return {
         "background": frame_metrics.background_psnr(frames, foreground_masks(model, frames, case.prompt), PAN_PIXELS),
         "iou": frame_metrics.mask_iou(foreground_masks(model, rendered[None], case.prompt)[0], known),
+        "sharp": frame_metrics.relative_sharpness(frames, rendered[None]),
         **frame_metrics.prompt_agreement(judged, case),
         **frame_metrics.identity_consistency(judged),
         "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
@@ -90,6 +92,7 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     on, off = (lambda metric, arm=arm: metric_values(records, arm, metric) for arm in ("on", "off"))
     return [
         claim_better("background PSNR between frames, on - off", on("background"), off("background")),
+        claim_as_sharp(on("sharp"), off("sharp"), "on over off"),
         claim_unchanged("foreground: frames with the subject, on - off", on("thing"), off("thing"), SHARE_MARGIN),
         claim_unchanged("foreground: frames with its colour, on - off", on("colour"), off("colour"), SHARE_MARGIN),
         claim_unchanged(
@@ -101,6 +104,7 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 
 ROWS = {
     "background": "background PSNR between neighbouring frames (dB)",
+    "sharp": "sharpness, over that of the world's own rendering",
     **COMMON_ROWS,
 }
 

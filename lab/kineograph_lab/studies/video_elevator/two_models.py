@@ -35,7 +35,7 @@ from kineograph_lab.studies.claims import (
     claim_not_below,
     claim_ratio_at_least,
 )
-from kineograph_lab.studies.frame_metrics import sharpness, watermark_correlation
+from kineograph_lab.studies.frame_metrics import relative_sharpness, watermark_correlation
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.sample import ENGINE, generate_frames
@@ -156,7 +156,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, Any]:
         **frame_metrics.prompt_agreement(judged, case),
         "text": frame_metrics.clip_score(judges.text_similarity(frames, _image_caption(case))),
         "style": float(np.mean([each == case.shot.style for each in judged.styles])),
-        "sharp": sharpness(frames) / sharpness(render_clip(case.shot, FRAMES, FPS)),
+        "sharp": relative_sharpness(frames, render_clip(case.shot, FRAMES, FPS)),
         "marked": watermark_correlation(frames),
         "motion": float(judges.classify_motion(repeat_frames(frames)) == case.motion),
         "steady": video_metrics.frame_consistency(judges.embed(frames)),

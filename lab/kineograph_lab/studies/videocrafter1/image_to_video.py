@@ -25,7 +25,7 @@ from kineograph.models.model import Model
 from kineograph.request import ImageOptions
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.claims import SHARE_MARGIN, Claim, claim_at_least, claim_better, claim_not_below
+from kineograph_lab.studies.claims import SHARE_MARGIN, Claim, claim_better, claim_not_below
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.sample import FPS, FRAMES, STEPS, animate_frames, generate_frames
@@ -101,22 +101,26 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
+    """Claim differences to text alone, since the caption already names what the image shows; no bar on its own."""
     shown, without = (partial(metric_values, records, arm) for arm in ("picture shown", "text alone"))
-    one_token = metric_values(records, ONE_TOKEN, "CLIP-I")
-    ablation = (
-        [claim_better(f"CLIP-I, all patches - {ONE_TOKEN}", shown("CLIP-I"), one_token)] if one_token.values else []
-    )
     return [
         claim_better("CLIP-I with the image, shown - text alone", shown("CLIP-I"), without("CLIP-I")),
-        *ablation,
+        claim_better(
+            f"CLIP-I, all patches - {ONE_TOKEN}", shown("CLIP-I"), metric_values(records, ONE_TOKEN, "CLIP-I")
+        ),
         claim_better(
             "first frame's PSNR with the image, shown - text alone", shown("first frame"), without("first frame")
         ),
-        claim_at_least("frames keep the image's subject", shown("thing"), 0.85),
-        claim_at_least("frames keep its colour", shown("colour"), 0.85),
+        claim_better(
+            "similarity of the individual to the image's, shown - text alone",
+            shown("individual"),
+            without("individual"),
+        ),
         claim_not_below("frames with the subject, shown - text alone", shown("thing"), without("thing"), SHARE_MARGIN),
         claim_not_below("frames with its colour, shown - text alone", shown("colour"), without("colour"), SHARE_MARGIN),
-        claim_at_least("the subject moves as the prompt says", shown("motion"), 0.75),
+        claim_not_below(
+            "videos that move as the prompt says, shown - text alone", shown("motion"), without("motion"), SHARE_MARGIN
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""FVD on the pocket world: it must rise with known degradations, from slight to severe.
+"""FVD and KVD on the pocket world: they must rise with known degradations, from slight to severe.
 
 A case is a set of rendered clips, and another set that they are compared with. No model generates anything. Frames are
 uint8 [f h w 3]; degree 0 of a degradation is the video itself.
@@ -7,14 +7,16 @@ uint8 [f h w 3]; degree 0 of a degradation is the video itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from kineograph.metrics.distances import frechet_distance, moments
+from kineograph.metrics.distances import frechet_distance, kernel_distance, moments
 from kineograph.metrics.extractors import POCKET, load_extractor
 from kineograph.metrics.features import Extractor, Frames
+from kineograph.metrics.scores import FEW_VIDEOS
+from kineograph.metrics.video_metrics import sharpness
 from kineograph.models.model import Model
 from kineograph_lab.studies.claims import Claim, claim_better
 from kineograph_lab.studies.judges import Judges
@@ -24,9 +26,14 @@ from kineograph_lab.studies.study import Analysis, Study, metric_values
 from kineograph_lab.world.world import ShotSpec, render_clip, sample_shots
 
 SEED = 50_021  # of the shots of the first set
-VIDEOS = 256  # on either side: more than features, so that no covariance is singular
+VIDEOS = FEW_VIDEOS  # on either side, of each set
 CASES_PER_SET, MIN_SETS = 20, 2  # cases of other studies for one set here; sets needed for a standard error
 ARM = "FVD"
+KVD, SHARP = (
+    "KVD, ",
+    "sharpness over that of the clips, ",
+)  # before the name of a degradation; the name alone is its FVD
+SAME = "blur 0"
 
 Degradation = Callable[[Frames, float, int], Frames]
 
@@ -113,35 +120,50 @@ def _degrade(frames: Frames, name: str, seed: int) -> Frames:
 
 
 def _measure(extractor: Extractor, case: Case) -> dict[str, float]:
-    """Return FVD of a set with each degradation against its reference set."""
+    """Return FVD and KVD of a set with each degradation against its reference set, and its sharpness over the clips'."""
     degraded: dict[str, list[np.ndarray]] = {name: [] for name in DEGREES}
-    real = []
+    sharp: dict[str, list[float]] = {name: [] for name in DEGREES}  # of the middle frames
+    real: list[np.ndarray] = []
     for position, frames in enumerate(_render_set(case)):
         features = extractor.extract(frames).features
         if position >= VIDEOS:
             real.append(features)
             continue
         for name, (_, degree) in DEGREES.items():
-            degraded[name].append(extractor.extract(_degrade(frames, name, position)).features if degree else features)
-    reference = moments(np.stack(real))
-    return {name: frechet_distance(moments(np.stack(each)), reference) for name, each in degraded.items()}
+            changed = _degrade(frames, name, position) if degree else frames
+            degraded[name].append(extractor.extract(changed).features if degree else features)
+            sharp[name].append(sharpness(changed[[len(changed) // 2]]))
+    reference, sets = np.stack(real), {name: np.stack(each) for name, each in degraded.items()}
+    reference_moments = moments(reference)
+    return {
+        **{name: frechet_distance(moments(each), reference_moments) for name, each in sets.items()},
+        **{KVD + name: kernel_distance(each, reference) for name, each in sets.items()},
+        **{SHARP + name: float(np.mean(each) / np.mean(sharp[SAME])) for name, each in sharp.items()},
+        "videos": VIDEOS,
+    }
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """Claim that FVD rises from each degree of a degradation to the next."""
+    """Claim that FVD, of sets that are large enough, and KVD rise from each degree of a degradation to the next."""
+    large = [each for each in records if each.get("videos", 0) >= FEW_VIDEOS]
     steps = [(one, other) for one, other in pairwise(DEGREES) if DEGREES[one][0] == DEGREES[other][0]]
     return [
         claim_better(
-            f"FVD rises: {worse} - {less}", metric_values(records, ARM, worse), metric_values(records, ARM, less)
+            f"{name} rises: {worse} - {less}",
+            metric_values(usable, ARM, prefix + worse),
+            metric_values(usable, ARM, prefix + less),
         )
-        for less, worse in steps
+        for (name, prefix, usable), (less, worse) in product((("FVD", "", large), ("KVD", KVD, records)), steps)
     ]
 
 
 ANALYSIS = Analysis(
     name="fvd",
-    title=f"FVD of {VIDEOS} clips with known degradations, against as many others",
+    title=f"FVD and KVD of clips with known degradations, against as many others (FVD of fewer than {FEW_VIDEOS:,} is no claim)",
     cases=degraded_sets,
     state_claims=_state_claims,
-    rows={name: name for name in DEGREES},
+    rows={
+        "videos": "clips of each set",
+        **{prefix + name: (prefix or "FVD, ") + name for prefix, name in product(("", KVD, SHARP), DEGREES)},
+    },
 )

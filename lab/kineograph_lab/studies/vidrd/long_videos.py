@@ -6,7 +6,8 @@ the method without each of its three parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -21,7 +22,7 @@ from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.options import defaults
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.claims import SMOOTH, Claim, claim_better, claim_ratio_within, claim_within
+from kineograph_lab.studies.claims import SMOOTH, Claim, Values, claim_better, claim_ratio_within, claim_within
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.sample import ENGINE, SCALE
@@ -47,6 +48,7 @@ RECORDED_NAMES = {
     "clip_noise_order": "order",
 }  # fmt: skip
 PROMPT_METRICS = {"thing": "subject", "colour": "colour", "scene": "scene"}  # metric -> its name in the report
+DEPARTURE = "jump or standstill at a seam"
 CHANGES = {"flow": "optical flow per frame in thousandths of the image", "pixels": "change of a pixel in grey levels"}
 
 
@@ -147,7 +149,9 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
         ),
         *_claim_smooth_seams(records, WHOLE),
         *(
-            claim_better(f"jump at a seam, {JOINED} - {WHOLE}: {name}", joined(f"{name}, seam"), whole(f"{name}, seam"))
+            claim_better(
+                f"{DEPARTURE}, {JOINED} - {WHOLE}: {name}", _departures(joined, name), _departures(whole, name)
+            )
             for name in CHANGES
         ),
     ]
@@ -161,13 +165,19 @@ def _state_ablation_claims(records: Sequence[Record]) -> list[Claim]:
         *_claim_smooth_seams(records, PAPER),
         *(
             claim_better(
-                f"jump at a seam, {arm} - whole: {name}",
-                metric_values(records, arm, f"{name}, seam"),
-                whole(f"{name}, seam"),
+                f"{DEPARTURE}, {arm} - whole: {name}",
+                _departures(partial(metric_values, records, arm), name),
+                _departures(whole, name),
             )
             for arm, name in product(WITHOUT, CHANGES)
         ),
     ]
+
+
+def _departures(values: Callable[[str], Values], name: str) -> Values:
+    """Return how far the change at the seams is from that inside of clips, in either direction, of each video."""
+    seam = values(f"{name}, seam")
+    return replace(seam, values=tuple(map(abs, seam.minus(values(f"{name}, inside")).values)))
 
 
 def _claim_smooth_seams(records: Sequence[Record], arm: str) -> list[Claim]:
