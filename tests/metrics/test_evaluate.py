@@ -24,7 +24,9 @@ from kineograph_lab.world.world import ShotSpec, Subject, render_clip
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit"),  # deprecated, and still what released extractors are
     pytest.mark.filterwarnings("ignore:FVD .c3d. is of 20 against 20 videos. below 1000"),
+    pytest.mark.filterwarnings("ignore:.VD .c3d. is of the real videos against themselves"),
 ]
+REAL = {"FVD, real against real (c3d)", "KVD, real against real (c3d)"}
 FISH = "a red fish over the sea moving to the right"
 
 
@@ -48,8 +50,9 @@ def reported(sets, tmp_path_factory):
 def test_scores_have_values_errors_counts_and_protocols(sets, reported) -> None:
     (ours, theirs, extractors), (_, (found, _)) = sets, reported
     named = {score.name: score for score in found.scores}
-    assert set(named) == {"motion", "followed", "warp error", "IS (c3d)", "FVD (c3d)", "KVD (c3d)"}
-    assert all(score.count == 20 and score.value.error > 0 for score in found.scores)
+    assert set(named) == {"motion", "followed", "warp error", "IS (c3d)", "FVD (c3d)", "KVD (c3d)", *REAL}
+    assert all(score.count == (10 if score.name in REAL else 20) and score.value.error > 0 for score in found.scores)
+    assert {score.name for score in found.scores if score.doubt} == {"FVD (c3d)", "FVD, real against real (c3d)"}
     features = [
         np.stack(
             [extractors[0].extract(decode_video(entry).frames).features for entry in collect_videos(folder).entries]
@@ -64,7 +67,26 @@ def test_scores_have_values_errors_counts_and_protocols(sets, reported) -> None:
 def test_fvd_of_a_set_against_itself_is_0(sets) -> None:
     ours, _, extractors = sets
     (found,) = evaluate([ours], extractors=extractors, metrics=[], against=ours)
-    assert {s.name: s.value.value for s in found.scores}["FVD (c3d)"] == pytest.approx(0, abs=1e-9)
+    named = {score.name: score for score in found.scores}
+    assert named["FVD (c3d)"].value.value == pytest.approx(0, abs=1e-9)
+    assert all("against themselves" in named[f"{name} (c3d)"].doubt for name in ("FVD", "KVD"))
+
+
+def test_distances_stand_beside_those_of_the_real_videos_and_their_doubts(sets, tmp_path) -> None:
+    ours, theirs, extractors = sets
+    (found,) = evaluate([ours], extractors=extractors, metrics=[], against=theirs)
+    named = {score.name: score for score in found.scores}
+    features = found.against.features(0)
+    halves = moments(features[::2]), moments(features[1::2])
+    assert named["FVD, real against real (c3d)"].value.value == pytest.approx(frechet_distance(*halves))
+    write_reports([found], tmp_path)
+    doubts = {
+        score["name"]: score.get("doubt", "") for score in json.loads((tmp_path / "ours.json").read_text())["scores"]
+    }
+    assert "below 1000 it is too large" in doubts["FVD (c3d)"] and not doubts["KVD (c3d)"]
+    for report in ("report.md", "index.html"):
+        text = (tmp_path / report).read_text()
+        assert "ours: FVD (c3d) is of 20 against 20 videos: below 1000" in text and "FVD, real against real" in text
 
 
 @pytest.mark.slow
@@ -73,7 +95,7 @@ def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network) -> Non
     measured, real = (measure_videos(collect_videos(folder), extractors) for folder in (ours, theirs))
 
     def fvd(ours=measured, against=real, extractor=extractors[0]):
-        (found,) = [s for s in compute_scores(ours, [extractor], [], against) if s.name.startswith("FVD")]
+        (found,) = [s for s in compute_scores(ours, [extractor], [], against) if s.name == "FVD (c3d)"]
         return found.protocol
 
     fewer = measure_videos(collect_videos(ours), extractors)
@@ -136,7 +158,7 @@ def test_few_videos_cause_warnings(sets) -> None:
     singular = "4 against 20 videos with 4 features: the covariance of so few"
     with pytest.warns(InputWarning, match="20 videos, got 4"), pytest.warns(InputWarning, match=singular):
         named = {score.name for score in compute_scores(few, extractors, [], real)}
-    assert named == {"FVD (c3d)", "KVD (c3d)"}
+    assert named == {"FVD (c3d)", "KVD (c3d)", *REAL}
     with pytest.warns(InputWarning, match="FVD is left out"), pytest.warns(InputWarning, match="Inception"):
         assert compute_scores(one, extractors, [], real) == []
 
@@ -258,7 +280,7 @@ def test_evaluate_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         Video(np.roll(moving, number, axis=2), 8, {"prompt": FISH}).save(tmp_path / "made" / f"{number}.mp4")
     status, out, err = run("made", "--against", "made", "--device", "cpu")
     assert status == 0 and out.strip() == "report/index.html"
-    assert "FVD (pocket): 0.000" in err and "protocol" in err and "singular" in err
+    assert "FVD (pocket): 0.000" in err and "protocol" in err and "against themselves" in err
     status, out, err = run("made", "--compare-with", "report/made.json", "-o", "again", "--device", "cpu", "--json")
     assert status == 0 and {score["name"] for score in json.loads(out)["sets"][0]["scores"]} >= {
         "CLIP-T",

@@ -52,6 +52,7 @@ class Evaluation:
                 {
                     "name": each.name, "aspect": each.aspect, **estimate_as_json(each.value),
                     "protocol": each.protocol, "settings": dict(each.settings),
+                    **({"doubt": each.doubt} if each.doubt else {}),
                 }
                 for each in self.scores
             ],
@@ -205,7 +206,14 @@ def markdown_table(evaluations: Sequence[Evaluation]) -> str:
         "Values ± standard errors, with 95 % intervals. Only numbers in one row can be compared: a score of another "
         "protocol has a row of its own, and the .json files say how protocols differ.\n"
     )
-    return "\n".join(["# Evaluation\n", introduction, *rows, "", *skipped])
+    doubts = [f"- {text}" for text in _doubts(evaluations)]
+    return "\n".join(["# Evaluation\n", introduction, *rows, "", *doubts, *skipped])
+
+
+def _doubts(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return a sentence for each score of each evaluation that does not mean what its name says."""
+    found = [f"{each.name}: {score.name} {score.doubt}" for each in evaluations for score in each.scores if score.doubt]
+    return [f"{text}." for text in found]
 
 
 def html_page(evaluations: Sequence[Evaluation]) -> str:
@@ -215,6 +223,7 @@ def html_page(evaluations: Sequence[Evaluation]) -> str:
         "<p>Values ± standard errors, with 95 % intervals. Only numbers in one row can be compared: a score of another "
         "protocol has a row of its own.</p>",
         _score_table(evaluations),
+        *(f"<p><small>{html.escape(text)}</small></p>" for text in _doubts(evaluations)),
         *(_problem_list(each) for each in evaluations if each.measurements.problems),
         "<h2>Videos</h2>",
         _video_table(evaluations),

@@ -22,6 +22,7 @@ from kineograph.metrics.features import Extractor, VideoFeatures, check_video_le
 from kineograph.metrics.statistics import Clusters, Estimate, jackknife, mean
 from kineograph.metrics.video_metrics import QUALITY, VideoMetric
 
+AGAINST_ITSELF = "is of the real videos against themselves, which says nothing: give others to compare with"
 FEW_VIDEOS = 1000  # below, FVD changes with their number more than between methods (Unterthiner et al. 2018)
 
 OnVideo = Callable[[int, int], None]
@@ -33,12 +34,14 @@ class Score:
 
     aspect    one of EvalCrafter's four
     settings  everything that it depends on besides the videos' pixels; `protocol` is their identifier
+    doubt     why the value does not mean what its name says; "" if it does
     """
 
     name: str
     aspect: str
     value: Estimate
     settings: Mapping[str, Any]
+    doubt: str = ""
 
     @property
     def count(self) -> int:
@@ -154,6 +157,9 @@ def compute_scores(
 ) -> list[Score]:
     """Compute all scores of a set of videos; with a reference set, FVD and KVD by each extractor too.
 
+    Beside these stand FVD and KVD of the real videos themselves, one half against the other: what equal distributions
+    have.
+
     Warns (InputWarning) when there are too few videos for a score, or for its usual meaning.
     """
     scores = list(_metric_scores(ours, metrics))
@@ -198,33 +204,45 @@ def _distance_scores(ours: Measurements, against: Measurements, number: int, ext
         text = f"FVD is left out: it needs 2 videos on both sides, got {len(mine)} and {len(theirs)}"
         warnings.warn(text, InputWarning, stacklevel=4)
         return
-    _warn_of_bias(len(mine), len(theirs), mine.shape[1], extractor.name)
+    sample = ours.describe_sample()
+    real = {"extractor": extractor.protocol(), "against": {**against.describe_sample(), "files": against.digest}}
+    width, same = mine.shape[1], ours.digest == against.digest
+    for name, value in _distances(mine, theirs, ours.clusters):
+        doubt = AGAINST_ITSELF if same else _distance_doubt(name, len(mine), len(theirs), width)
+        if doubt:
+            warnings.warn(f"{name} ({extractor.name}) {doubt}", InputWarning, stacklevel=4)
+        yield Score(f"{name} ({extractor.name})", QUALITY, value, {"score": name, "sample": sample, **real}, doubt)
+    if len(theirs) < 4:
+        return
+    for name, value in _distances(theirs[::2], theirs[1::2], against.clusters[::2]):
+        score = f"{name}, real against real"
+        doubt = _distance_doubt(name, value.count, len(theirs) // 2, width)
+        yield Score(f"{score} ({extractor.name})", QUALITY, value, {"score": score, **real}, doubt)
+
+
+def _distances(mine: np.ndarray, theirs: np.ndarray, clusters: Clusters) -> Iterator[tuple[str, Estimate]]:
+    """Yield FVD and KVD by their names."""
     reference_moments = moments(theirs)
     statistics: dict[str, Callable[[np.ndarray], float]] = {
         "FVD": lambda features: distances.frechet_distance(moments(features), reference_moments),
         "KVD": lambda features: distances.kernel_distance(features, theirs),
     }
-    settings = {"extractor": extractor.protocol(), "sample": ours.describe_sample()}
-    settings["against"] = {**against.describe_sample(), "files": against.digest}
     for name, statistic in statistics.items():
-        score = f"{name} ({extractor.name})"
-        yield Score(score, QUALITY, jackknife(statistic, mine, ours.clusters), {"score": name, **settings})
+        yield name, jackknife(statistic, mine, clusters)
 
 
-def _warn_of_bias(ours: int, theirs: int, width: int, name: str) -> None:
-    """Warn that the Frechet distance of few videos, or of unequal numbers of them, is biased."""
+def _distance_doubt(name: str, ours: int, theirs: int, width: int) -> str:
+    """Return why a distance is biased: of few videos, or of unequal numbers of them; KVD is not."""
+    if name != "FVD":
+        return ""
     if min(ours, theirs) <= width:
-        text = (
-            f"FVD ({name}) is of {ours} against {theirs} videos with {width} features: the covariance of so few is "
-            "singular, which makes FVD too large. Compare it only with that of as many videos, or use KVD"
+        return (
+            f"is of {ours} against {theirs} videos with {width} features: the covariance of so few is singular, which "
+            "makes FVD too large. Compare it only with that of as many videos, or use KVD"
         )
-    elif min(ours, theirs) < FEW_VIDEOS:
-        text = (
-            f"FVD ({name}) is of {ours} against {theirs} videos: below {FEW_VIDEOS} it is too large, the more so the "
-            "fewer they are. Compare it only with that of as many videos, or use KVD"
+    if min(ours, theirs) < FEW_VIDEOS:
+        return (
+            f"is of {ours} against {theirs} videos: below {FEW_VIDEOS} it is too large, the more so the fewer they "
+            "are. Compare it only with that of as many videos, or use KVD"
         )
-    elif ours != theirs:
-        text = f"FVD ({name}) is of {ours} videos against {theirs}: its bias depends on both numbers"
-    else:
-        return
-    warnings.warn(text, InputWarning, stacklevel=5)
+    return f"is of {ours} videos against {theirs}: its bias depends on both numbers" if ours != theirs else ""
