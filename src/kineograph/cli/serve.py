@@ -69,6 +69,18 @@ def serve(
             help="Folder whose files requests may name: videos, images, LoRAs, adapters. Nothing outside it is read.",
         ),
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(show_default="none", help="File of the tokens that requests need; other machines need one."),
+    ] = None,
+    new_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER",
+            show_default=False,
+            help="Add a token of this owner to the file, print it, and end: the file has only its hash.",
+        ),
+    ] = None,
     set: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,26 +98,35 @@ def serve(
 ) -> None:
     """Serve videos to programs over HTTP, with a worker of its own on one device.
 
-    Clients of OpenAI's /v1/videos work; / has the documentation of the API. Ctrl-C and SIGTERM end the sampling step
-    that is running; its job goes on with the next start.
+    Clients of OpenAI's /v1/videos work; / has the documentation of the API.
+
+    Ctrl-C and SIGTERM end the sampling step that is running; its job goes on with the next start.
     """
+    if new_token is not None:
+        _add_token(token_file, new_token)
+        return
     try:
         import uvicorn
 
         from kineograph.service.api import create_app
         from kineograph.service.api.context import Service
         from kineograph.service.api.fields import Fields
+        from kineograph.service.api.logs import configure_logs
     except ImportError as error:
         raise InputError(
             f"`serve` needs {error.name}, which is not installed: pip install 'kineograph[serve]'"
         ) from error
     from kineograph.service.queue import JobQueue
 
-    logging.basicConfig(format=LOG_FORMAT, level=logging.WARNING)
-    logging.getLogger("kineograph.service").setLevel(logging.INFO)
     folder = expand_user(folder)
-    given = {"host": host, "port": port, "opened_folder": files and expand_user(files)}
+    given = {
+        "host": host,
+        "port": port,
+        "opened_folder": files and expand_user(files),
+        "token_file": token_file and expand_user(token_file),
+    }
     settings, limits = read_settings(given, set or (), folder)
+    configure_logs(settings.log_format)
     queue = JobQueue.open(folder, limits)
     service = Service(queue, settings, Fields.of(declare_models(model or ())))
     config = uvicorn.Config(
@@ -118,6 +139,16 @@ def serve(
         terminal.print_message(_address(settings, listener.getsockname()[1]))
         uvicorn.Server(config).run(sockets=[listener])
     queue.close()
+
+
+def _add_token(token_file: Path | None, owner: str) -> None:
+    """Add a token to a file, and print it."""
+    if token_file is None:
+        raise InputError("`new_token` is added to a file: say which, by `token_file`")
+    from kineograph.service.tokens import add_token
+
+    print(add_token(expand_user(token_file), owner))
+    terminal.print_message(f"{owner}'s token, which is in no file: {token_file} has its hash")
 
 
 def read_settings(
@@ -188,11 +219,12 @@ def declare_models(models: Sequence[str]) -> Declaration:
 def _listen(settings: ServeSettings) -> Iterator[socket.socket]:
     """Yield a socket at the address of the settings. Raises InputError for one that cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as listener:
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:  # asyncio sets TCP_NODELAY by it
         if os.name == "posix":  # elsewhere it lets two servers have one address
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, settings.port))
+            listener.listen()  # those who connect before the server is ready wait
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             raise InputError(f"{where} cannot be used ({error.strerror}): choose another `host` or `port`") from error
@@ -203,7 +235,7 @@ def _address(settings: ServeSettings, port: int) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     text = f"Kineograph answers at http://{host}:{port} (documentation: /, OpenAI's base_url: /v1)"
     if settings.is_loopback:
-        text += "; only this machine reaches it: to open it to others, give --host 0.0.0.0"
+        text += "; only this machine reaches it: --host 0.0.0.0 with a --token-file opens it to others"
     return text
 
 

@@ -31,7 +31,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::[0-9]+)?")
 
 
-def current_owner(connection: HTTPConnection) -> str:
+async def current_owner(connection: HTTPConnection) -> str:  # not in a thread of its own
     """Return the owner of a request: a dependency of routes."""
     owner: str = connection.state.owner
     return owner

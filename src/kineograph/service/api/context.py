@@ -53,7 +53,7 @@ class Service:
         return file if job.state == "completed" and file.is_file() else None
 
 
-def get_service(connection: HTTPConnection) -> Service:
+async def get_service(connection: HTTPConnection) -> Service:  # not in a thread of its own
     """Return the service that a request is for: a dependency of routes."""
     service: Service = connection.app.state.service
     return service

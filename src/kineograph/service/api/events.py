@@ -21,7 +21,6 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
-from kineograph.service.api.context import get_service
 from kineograph.service.api.videos import InService, Owner, VideoId
 from kineograph.service.jobs import FINISHED, Event, Job
 from kineograph.service.queue import JobQueue
@@ -138,7 +137,7 @@ def get_feed(connection: HTTPConnection) -> EventFeed:
     """Return the feed of the server's events: a dependency of routes."""
     state = connection.app.state
     if not hasattr(state, "event_feed"):
-        state.event_feed = EventFeed(get_service(connection).queue)
+        state.event_feed = EventFeed(connection.app.state.service.queue)
     feed: EventFeed = state.event_feed
     return feed
 

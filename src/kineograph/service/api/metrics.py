@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import HTTPConnection
 
-from kineograph.service.api.access import Access, current_owner
+from kineograph.service.api.access import Access
 from kineograph.service.api.responses import ApiError
 from kineograph.service.queue import JobQueue
 
@@ -118,7 +118,7 @@ def get_metrics(connection: HTTPConnection) -> Metrics:
 def read_metrics(connection: HTTPConnection, metrics: Annotated[Metrics, Depends(get_metrics)]) -> PlainTextResponse:
     """Return the metrics of the queue and of requests; where tokens are set, to owners that the operator names."""
     access: Access = connection.app.state.access
-    if access.tokens is not None and current_owner(connection) not in access.settings.metrics_owners:
+    if access.tokens is not None and connection.state.owner not in access.settings.metrics_owners:
         message = "the operator names who may read the metrics, in the setting `metrics_owners`"
         raise ApiError(403, "forbidden", message)
     return PlainTextResponse(metrics.as_text(), media_type=CONTENT_TYPE)
