@@ -31,4 +31,4 @@ def test_every_state_limit_folder_and_code_is_named() -> None:
         assert f'"{name}"' in code or f"{name}:" in code, name
         assert re.search(rf"`(\w+`, `|results/)?{name}[`/]", GUIDE), name
     assert str(QueueLimits().lease_seconds).removesuffix(".0") in GUIDE
-    assert len(MIGRATIONS) == 1
+    assert len(MIGRATIONS) == 2

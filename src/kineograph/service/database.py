@@ -84,6 +84,31 @@ CREATE TABLE workers (
     seen REAL NOT NULL -- of the monotonic clock
 ) STRICT;
 """,
+    """
+CREATE TABLE webhooks (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    url TEXT NOT NULL,
+    secret TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    first_event INTEGER NOT NULL -- number of the last event before it
+) STRICT;
+CREATE INDEX webhooks_by_owner ON webhooks (owner);
+CREATE TABLE deliveries (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    webhook_id TEXT NOT NULL REFERENCES webhooks (id) ON DELETE CASCADE,
+    message_id TEXT NOT NULL,
+    body TEXT NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    next_at REAL NOT NULL
+) STRICT;
+CREATE INDEX deliveries_by_webhook ON deliveries (webhook_id);
+CREATE INDEX deliveries_by_time ON deliveries (next_at);
+CREATE TABLE cursors (
+    name TEXT PRIMARY KEY,
+    number INTEGER NOT NULL -- of the last event that was read
+) STRICT;
+""",
 )
 
 

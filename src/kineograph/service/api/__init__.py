@@ -14,7 +14,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from kineograph.service import page
-from kineograph.service.api import access, customisations, events, logs, metrics, own_routes, short_routes, videos
+from kineograph.service.api import (
+    access,
+    customisations,
+    events,
+    logs,
+    metrics,
+    own_routes,
+    short_routes,
+    videos,
+    webhooks,
+)
 from kineograph.service.api.context import Service
 from kineograph.service.api.responses import ErrorEnvelope, install_handlers
 
@@ -26,12 +36,13 @@ def create_app(service: Service) -> FastAPI:
         version=version("kineograph"),
         docs_url=None,
         redoc_url=None,
+        lifespan=webhooks.send_webhooks,
         responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
     )
     app.state.service = service
     app.openapi = partial(describe_api, app)  # type: ignore[method-assign]
     install_handlers(app)
-    for each in (videos, own_routes, events, short_routes, customisations, metrics, page):
+    for each in (videos, own_routes, events, short_routes, customisations, webhooks, metrics, page):
         app.include_router(each.router)
     access.install(app)
     app.state.metrics = metrics.Metrics.of(service.queue)
