@@ -157,7 +157,7 @@ def _facts(source: str, description: str) -> ModelFacts:
     )
 
 
-def main(arguments: Sequence[str]) -> None:
+def print_declaration(arguments: Sequence[str]) -> None:
     """Print the declaration as JSON. arguments: models as NAME=SOURCE, or none for the built-in ones."""
     sources = dict(each.split("=", 1) for each in arguments)
     try:
@@ -168,4 +168,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_declaration(sys.argv[1:])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
 from kineograph.errors import shown
-from kineograph.service.api.fields import Fields
+from kineograph.service.api.fields import Fields, InputFolders
 from kineograph.service.api.settings import ServeSettings
 from kineograph.service.declaration import Declaration, ModelFacts, read_declaration
 from kineograph.service.jobs import VIDEO_COMMANDS, Job, UnknownJobError
@@ -51,6 +52,12 @@ class Service:
         job = self.find_job(name, owner, CUSTOMISE)
         file = self.queue.files.results(job.id).resolve() / ADAPTER_FILE
         return file if job.state == "completed" and file.is_file() else None
+
+    def input_folders(self, owner: str, job_id: str) -> InputFolders:
+        """Return where the fields of a request of this owner name files."""
+        uploads, settings = self.queue.files.inputs(job_id).resolve(), self.settings
+        find_adapter = partial(self.find_adapter, owner=owner)
+        return InputFolders(uploads, settings.opened_folder, settings.max_upload_bytes, find_adapter)
 
 
 async def get_service(connection: HTTPConnection) -> Service:  # not in a thread of its own

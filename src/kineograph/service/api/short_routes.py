@@ -23,7 +23,7 @@ from kineograph.service.api.context import Service
 from kineograph.service.api.events import EventFeed, InFeed
 from kineograph.service.api.fields import build_request
 from kineograph.service.api.responses import INVALID, SERVER, ApiError, ErrorDetails, explain_input_error
-from kineograph.service.api.videos import FILES, POLL_HEADER, VIDEO_REQUEST, InService, Owner, input_folders
+from kineograph.service.api.videos import FILES, POLL_HEADER, VIDEO_REQUEST, InService, Owner
 from kineograph.service.jobs import MAX_TEXT, SHORT_COMMANDS, Job, JobRequest, JobState, new_job_id
 
 WAIT_SECONDS = 5.0  # for the end of a job, before 202
@@ -180,7 +180,7 @@ def get_task(task_id: TaskId, response: Response, service: InService, owner: Own
 
 
 def _submit_check(service: Service, owner: str, body: Body) -> Job:
-    folders = input_folders(service, owner, new_job_id("check"))
+    folders = service.input_folders(owner, new_job_id("check"))
     uploads = folders.uploads
     with _removed_unless_submitted(uploads):
         video = build_request(service.fields, body, folders)

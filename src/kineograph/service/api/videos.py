@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -14,7 +13,7 @@ from kineograph.media.files import remove_path
 from kineograph.service.api.access import current_owner
 from kineograph.service.api.bodies import Body, read_body
 from kineograph.service.api.context import Service, get_service
-from kineograph.service.api.fields import InputFolders, build_request
+from kineograph.service.api.fields import build_request
 from kineograph.service.api.logs import log_submitted
 from kineograph.service.api.responses import ApiError
 from kineograph.service.api.video_object import VideoObject, describe_video
@@ -126,24 +125,16 @@ def submit_video(
 ) -> Job:
     """Write a request's files, and submit its job; or return the one that came with this idempotency key before."""
     job_id = new_job_id()
-    folders = input_folders(service, owner, job_id)
-    uploads = folders.uploads
+    folders = service.input_folders(owner, job_id)
     try:
         job = service.queue.submit(owner, build_request(service.fields, body, folders, key=key, source_id=source_id))
     except BaseException:
-        remove_path(uploads)
+        remove_path(folders.uploads)
         raise
     log_submitted(job)
     if job.id != job_id:
-        remove_path(uploads)
+        remove_path(folders.uploads)
     return job
-
-
-def input_folders(service: Service, owner: str, job_id: str) -> InputFolders:
-    """Return where the fields of a request name files."""
-    settings, uploads = service.settings, service.queue.files.inputs(job_id).resolve()
-    find_adapter = partial(service.find_adapter, owner=owner)
-    return InputFolders(uploads, settings.opened_folder, settings.max_upload_bytes, find_adapter)
 
 
 def answer(service: Service, response: Response, job: Job) -> VideoObject:
