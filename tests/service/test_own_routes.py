@@ -15,7 +15,7 @@ from kineograph.service.api.settings import ServeSettings
 from kineograph.service.jobs import SHORT_COMMANDS, Job, JobRequest, seed_of
 from kineograph.service.queue import JobQueue
 
-FACTS = {"width": 128, "height": 128, "num_frames": 8, "fps": 4.0, "seed": 7}
+FACTS = {"width": 128, "height": 128, "num_frames": 8, "fps": 4.0, "seed": 7, "engine": "torch"}
 PROMPT = {"prompt": "a red fish"}
 
 
@@ -130,7 +130,7 @@ def test_an_extension_has_further_clips_of_the_same_video(client: TestClient, qu
     complete(queue)
     extension = client.post(f"/v1/videos/{source}/extend", json={"clips": 2, "prompt": "it jumps"}).json()
     options = queue.get(extension["id"]).options
-    expected = {**PROMPT, "clips": 3, "num_frames": 8, "fps": 4.0, "seed": 7, "then": ["it jumps"]}
+    expected = {**PROMPT, "clips": 3, "num_frames": 8, "fps": 4.0, "engine": "torch", "seed": 7, "then": ["it jumps"]}
     assert options == expected
     assert (extension["num_frames"], extension["remixed_from_video_id"]) == (24, source)
     complete(queue, {**FACTS, "num_frames": 24})

@@ -105,7 +105,7 @@ def test_a_job_makes_the_video_that_the_library_makes(
     assert job.bytes == sum(path.stat().st_size for path in files.iterdir())
     with Image.open(files / "thumbnail.webp") as thumbnail:
         assert thumbnail.size == (16, 16)
-    assert {each.kind for each in queue.events(job_id=job.id)} == {"state", "progress"}
+    assert {each.kind for each in queue.events(job_id=job.id)} == {"state", "engine", "progress"}
 
 
 @pytest.mark.slow

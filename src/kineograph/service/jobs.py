@@ -146,7 +146,7 @@ class Event(NamedTuple):
     """An entry of the table of events. number: increases over all jobs.
 
     kind: "state" (data: the state, and the error of a failed job), "progress" (data: per cent), "preview" (data: an
-    image in base64), "warning" (data: the message).
+    image in base64), "warning" (data: the message), "engine" (data: that of the attempt).
     """
 
     number: int

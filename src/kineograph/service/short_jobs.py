@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from kineograph.errors import InputError, InputWarning, check_integer
-from kineograph.generation.check import check, check_prompts, complete
+from kineograph.generation.check import check
 from kineograph.generation.options import GenerateOptions, with_plugins
 from kineograph.generation.recorded import RecordedVideo, list_named_sources, recorded_request
 from kineograph.generation.resolve import Decided, decide, fit_memory, open_inputs
@@ -29,7 +29,7 @@ from kineograph.service.attempts import Attempt
 from kineograph.service.jobs import JobRequest
 from kineograph.service.limited import UPLOAD_LIMITS, Limits, check_uploads, run_limited
 from kineograph.service.loaded_models import device_memory
-from kineograph.service.video_jobs import encode_image, expected_seconds, read_call
+from kineograph.service.video_jobs import encode_image, expected_seconds, read_call, read_request
 
 CHECK_LIMITS = Limits(120, 4 << 30)
 MAP_SIDE = 512  # pixels of a control map's longer side
@@ -84,9 +84,7 @@ def check_request(given: Mapping[str, Any], device: str, dtype: str | None, memo
 
 def _decide(request: JobRequest, device: str, dtype: str | None, memory: float) -> dict[str, Any]:
     sources, arguments = read_call(request)
-    prompt = arguments.pop("prompt")
-    options = complete(arguments)
-    check_prompts([prompt], options["prompt_weights"])
+    _, options = read_request(arguments)
     inputs = open_inputs(options)
     placed = {"device": device, "dtype": dtype}
     found = [describe(each.name, **{**each.options, **placed}) for each in sources]

@@ -18,7 +18,9 @@ from PIL import Image
 
 from kineograph.errors import InputError, shown
 from kineograph.generation.call import CallOptions, preview_frame
-from kineograph.generation.run import Progress
+from kineograph.generation.check import check_prompts, complete
+from kineograph.generation.resolve import open_inputs, resolve
+from kineograph.generation.run import Progress, run_all
 from kineograph.media.video import Video
 from kineograph.models.loading.options import SECOND_MODEL, ModelSource, load_arguments, model_sources
 from kineograph.models.model import Model
@@ -45,27 +47,31 @@ class Call(NamedTuple):
     arguments: dict[str, Any]
 
 
-def generate_video(function: Callable[..., Video], attempt: Attempt) -> dict[str, Any]:
+def generate_video(attempt: Attempt) -> dict[str, Any]:
     """Generate a job's video, write its files into the attempt's folder, and return facts about it."""
     queue, job, started = attempt.queue, attempt.job, time.monotonic()
     sources, arguments = read_call(job)
+    prompts, options = read_request(arguments)
     if uploads := list_uploads(queue, job):
         run_limited(check_uploads, {"files": uploads}, UPLOAD_LIMITS, attempt.check)
     model, *second = attempt.models.get(*sources)
     loaded = time.monotonic()
+    if options["clips"] > 1:
+        options["keep_clips"] = keep_clips(attempt)
+    if options["seed"] is None:
+        options["seed"] = seed_of(job.id)
+    if (engine := engine_before(attempt)) is not None:
+        options["engine"] = engine
+    plan = resolve(model, prompts, options, open_inputs(options), second[0] if second else None)
+    attempt.add_event("engine", {"engine": plan.engine.engine})
     report, preview = attempt.watch_steps(), _previews(attempt, model)
-    if arguments.get("clips", 1) != 1:
-        arguments["keep_clips"] = keep_clips(attempt)
-    if second:
-        arguments["video_model"] = second[0]
-    arguments.setdefault("seed", seed_of(job.id))
 
     def watch(progress: Progress) -> None:
         report(progress.done / progress.total)
         preview(progress)
 
     attempt.check()
-    video = function(model, on_step=watch, progress=False, **arguments)
+    (video,) = run_all(plan, watch)
     _save(video, attempt.make_part())
     _, height, width, _ = video.frames.shape
     ended = time.monotonic()
@@ -75,12 +81,24 @@ def generate_video(function: Callable[..., Video], attempt: Attempt) -> dict[str
         "num_frames": len(video),
         "fps": video.fps,
         "seed": video.settings["seed"],
-        "engine": video.settings["engine"],
+        "engine": plan.engine.engine,
         "frames_sha256": video.settings["frames_sha256"],
-        "num_inference_steps": video.settings["num_inference_steps"],
+        "num_inference_steps": plan.num_inference_steps,
         "seconds": round(ended - started, 3),
         "loading_seconds": round(loaded - started, 3),
     }
+
+
+def read_request(arguments: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the prompt of a job, alone in a tuple, and its complete options. Raises InputError for invalid ones."""
+    options = complete({name: value for name, value in arguments.items() if name != "prompt"})
+    return check_prompts([arguments["prompt"]], options["prompt_weights"]), options
+
+
+def engine_before(attempt: Attempt) -> str | None:
+    """Return the engine of the job's first attempt, None in that: the choice may change, and the frames with it."""
+    events = attempt.queue.events(job_id=attempt.job.id) if attempt.job.attempt > 1 else []
+    return next((str(each.data["engine"]) for each in events if each.kind == "engine"), None)
 
 
 def keep_clips(attempt: Attempt) -> Path:

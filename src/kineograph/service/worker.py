@@ -14,15 +14,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 from kineograph.errors import InputError, InputWarning, is_out_of_memory
-from kineograph.generation.api import animate, edit, generate
 from kineograph.media.files import remove_path
 from kineograph.service.attempts import Attempt, AttemptStoppedError
 from kineograph.service.customise_jobs import run_customisation
-from kineograph.service.jobs import LONG_COMMANDS, SHORT_COMMANDS, Job, LostLeaseError
+from kineograph.service.jobs import LONG_COMMANDS, SHORT_COMMANDS, VIDEO_COMMANDS, Job, LostLeaseError
 from kineograph.service.loaded_models import LoadedModels
 from kineograph.service.queue import JobQueue
 from kineograph.service.short_jobs import SHORT_JOBS
@@ -32,9 +30,7 @@ log = logging.getLogger(__name__)
 
 # What a worker does for a job: it writes files into the attempt's folder, and returns facts about the result.
 COMMANDS: Mapping[str, Callable[[Attempt], dict[str, Any]]] = {
-    "generate": partial(generate_video, generate),
-    "animate": partial(generate_video, animate),
-    "edit": partial(generate_video, edit),
+    **dict.fromkeys(VIDEO_COMMANDS, generate_video),
     "customise": run_customisation,
     **SHORT_JOBS,
 }

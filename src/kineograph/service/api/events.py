@@ -149,7 +149,7 @@ LastEventId = Annotated[
 ]
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The events: `state`, `progress`, `preview` and `warning`, each with data in JSON.",
+        "description": "The events: `state`, `engine`, `progress`, `preview`, `warning`, each with data in JSON.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
     204: {"description": "The video is finished, and the client has all events: it need not connect again."},
@@ -163,7 +163,7 @@ async def stream_events(
     """Stream the events of a video until its final state.
 
     The data of `state`: state, attempt, and the error of a failed video; of `progress`: per cent; of `preview`: a small
-    image of the video so far, a .webp in base64; of `warning`: its message.
+    image of the video so far, a .webp in base64; of `warning`: its message; of `engine`: what computes the networks.
     """
     job = await run_in_threadpool(service.find_job, video_id, owner)
     if job.finished and not await run_in_threadpool(service.queue.events, after=last_event_id, job_id=job.id, limit=1):

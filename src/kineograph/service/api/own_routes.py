@@ -171,7 +171,8 @@ def _extended(source: Job, extension: Extension) -> dict[str, Any]:
     more = extension.clips or math.ceil(round((extension.seconds or 0) * source.result["fps"] / frames, 6))
     if before + more > MAX_CLIPS:
         raise ApiError(400, "invalid_request", f"a video has at most {MAX_CLIPS} clips, not {before + more}", "clips")
-    fields: dict[str, Any] = {"clips": before + more, "num_frames": frames, "fps": source.result["fps"]}
+    same = {name: source.result[name] for name in ("fps", "engine") if name in source.result}
+    fields: dict[str, Any] = {**same, "clips": before + more, "num_frames": frames}
     if extension.prompt is not None:
         then = options.get("then") or [options["prompt"]]  # of the clips after the first; the last one of all further
         fields["then"] = [*(then[min(clip, len(then)) - 1] for clip in range(1, before)), extension.prompt]
