@@ -150,7 +150,14 @@ LastEventId = Annotated[
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The events: `state`, `engine`, `progress`, `preview`, `warning`, each with data in JSON.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            "text/event-stream": {  # of each event
+                "schema": {
+                    "type": "object",
+                    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+                }
+            }
+        },
     },
     204: {"description": "The video is finished, and the client has all events: it need not connect again."},
 }
