@@ -7,11 +7,12 @@ import binascii
 import hashlib
 import mimetypes
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
-from starlette.datastructures import UploadFile
+from fastapi import Depends
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from kineograph.errors import InputError, parse_json, shown
@@ -57,14 +58,24 @@ class StoredFile(NamedTuple):
     sha256: str
 
 
-async def read_body(request: Request) -> Body:
-    """Return the content of a request; after it, `request.close()` closes the uploads.
+async def read_body(request: Request) -> AsyncIterator[Body]:
+    """Yield the content of a request, whose uploads are closed after it: a dependency of routes.
 
     Raises InputError and ApiError for what cannot be read.
     """
+    try:
+        yield await _read(request)
+    finally:
+        await request.close()
+
+
+InBody = Annotated[Body, Depends(read_body)]
+
+
+async def _read(request: Request) -> Body:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind in FORMS:
-        return await _read_form(request)
+        return _sort_fields(await request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_TEXT))
     if kind != "application/json":
         expected = f"application/json, {' or '.join(FORMS)}"
         raise ApiError(415, "unsupported_media_type", f"the body's type is {expected}, not {shown(kind)}")
@@ -74,8 +85,7 @@ async def read_body(request: Request) -> Body:
     return Body(values, (), is_form=False)
 
 
-async def _read_form(request: Request) -> Body:
-    form = await request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_TEXT)
+def _sort_fields(form: FormData) -> Body:
     values, uploads = dict[str, Any](), list[Upload]()
     for name, value in form.multi_items():
         found = FIELD.fullmatch(name)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, ValidationError
-from starlette.concurrency import run_in_threadpool
 
 from kineograph.errors import InputError, in_one_line, shown
 from kineograph.media.files import remove_path
-from kineograph.service.api.bodies import Body, read_body, store_file
+from kineograph.service.api.bodies import Body, InBody, store_file
 from kineograph.service.api.context import CUSTOMISE, Service
 from kineograph.service.api.responses import ApiError
 from kineograph.service.api.video_object import VideoError
@@ -86,16 +85,11 @@ class CustomisationList(BaseModel):
 
 
 @router.post("/v1/customisations", openapi_extra=BODY)
-async def create_customisation(
-    request: Request, response: Response, service: InService, owner: Owner, key: IdempotencyKey = None
+def create_customisation(
+    body: InBody, response: Response, service: InService, owner: Owner, key: IdempotencyKey = None
 ) -> Customisation:
     """Teach a video model a subject from three to ten images, or a style from one or more."""
-    body = await read_body(request)
-    try:
-        job = await run_in_threadpool(_submit, service, owner, body, key)
-    finally:
-        await request.close()
-    return _answer(service, response, job)
+    return _answer(service, response, _submit(service, owner, body, key))
 
 
 @router.get("/v1/customisations")

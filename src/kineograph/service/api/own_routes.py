@@ -8,12 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from kineograph.errors import shown
-from kineograph.service.api.bodies import Body, Upload, read_body
+from kineograph.service.api.bodies import Body, InBody, Upload
 from kineograph.service.api.context import ADAPTER_FILE, CUSTOMISE, Service
 from kineograph.service.api.fields import UPLOADS
 from kineograph.service.api.responses import ApiError
@@ -78,21 +77,16 @@ def restore_video(video_id: VideoId, response: Response, service: InService, own
 
 
 @router.post("/v1/videos/{video_id}/remix", openapi_extra=VIDEO_REQUEST)
-async def remix_video(
+def remix_video(
     video_id: VideoId,
-    request: Request,
+    body: InBody,
     response: Response,
     service: InService,
     owner: Owner,
     key: IdempotencyKey = None,
 ) -> VideoObject:
     """Request a video again with another prompt or other fields; the others, also the seed, stay as they were."""
-    body = await read_body(request)
-    try:
-        job = await run_in_threadpool(_submit_changed, service, owner, video_id, body, key)
-    finally:
-        await request.close()
-    return answer(service, response, job)
+    return answer(service, response, _submit_changed(service, owner, video_id, body, key))
 
 
 @router.post("/v1/videos/{video_id}/extend")

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from kineograph.errors import MAX_FRAMES, InputError, check_choice, check_integer, is_present
 from kineograph.media.files import remove_path
-from kineograph.service.api.bodies import Body, read_body, store_file
+from kineograph.service.api.bodies import Body, InBody, store_file
 from kineograph.service.api.context import Service
 from kineograph.service.api.events import EventFeed, InFeed
 from kineograph.service.api.fields import build_request
@@ -128,48 +128,35 @@ def get_schema(service: InService, owner: Owner) -> Schema:
 
 
 @router.post("/v1/check", openapi_extra=VIDEO_REQUEST, responses=TASK)
-async def check_request(request: Request, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
+async def check_request(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
     """Return what a request for a video would make, in what time and memory, or why it would be refused."""
-    body = await read_body(request)
     try:
         job = await run_in_threadpool(_submit_check, service, owner, body)
     except InputError as error:
         return _refusal(explain_input_error(error))
     except ApiError as error:
         return _refusal(error)
-    finally:
-        await request.close()
     return await _answer_in_time(response, service, feed, job)
 
 
 @router.post("/v1/inspect", openapi_extra=_form({"file": FILE, "video_id": ID}), responses=TASK)
-async def inspect_file(request: Request, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
+async def inspect_file(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
     """Return the settings that an uploaded image or video carries, and what of them is missing here."""
-    body = await read_body(request)
-    try:
-        job = await run_in_threadpool(_submit_for_file, service, owner, "inspect", body, {})
-    finally:
-        await request.close()
+    job = await run_in_threadpool(_submit_for_file, service, owner, "inspect", body, {})
     return await _answer_in_time(response, service, feed, job)
 
 
 @router.post("/v1/previews", openapi_extra=_form({"file": FILE, "video_id": ID, **MAP_FIELDS}), responses=TASK)
-async def preview_map(request: Request, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
+async def preview_map(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
     """Return the control map of one frame of an uploaded video: edges, depth or poses."""
-    body = await read_body(request)
     values = dict(body.values)
     kind, frame = values.pop("kind", KINDS[0]), values.pop("frame", 0)
     if body.is_form and isinstance(frame, str) and frame.isdecimal() and len(frame) < 6:
         frame = int(frame)
     check_choice("`kind`", kind, KINDS)
     check_integer("`frame`", frame, 0, MAX_FRAMES)
-    try:
-        options = {"kind": kind, "frame": frame}
-        job = await run_in_threadpool(
-            _submit_for_file, service, owner, "preview", body._replace(values=values), options
-        )
-    finally:
-        await request.close()
+    options = {"kind": kind, "frame": frame}
+    job = await run_in_threadpool(_submit_for_file, service, owner, "preview", body._replace(values=values), options)
     return await _answer_in_time(response, service, feed, job)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
 from kineograph.media.files import remove_path
 from kineograph.service.api.access import current_owner
-from kineograph.service.api.bodies import Body, read_body
+from kineograph.service.api.bodies import Body, InBody
 from kineograph.service.api.context import Service, get_service
 from kineograph.service.api.fields import build_request
 from kineograph.service.api.logs import log_submitted
@@ -108,16 +107,11 @@ class Readiness(BaseModel):
 
 
 @router.post("/v1/videos", openapi_extra=VIDEO_REQUEST, tags=["videos"])
-async def create_video(
-    request: Request, response: Response, service: InService, owner: Owner, key: IdempotencyKey = None
+def create_video(
+    body: InBody, response: Response, service: InService, owner: Owner, key: IdempotencyKey = None
 ) -> VideoObject:
     """Request a video. A form may have files; every option of generate, animate and edit is a field."""
-    body = await read_body(request)
-    try:
-        job = await run_in_threadpool(submit_video, service, owner, body, key=key)
-    finally:
-        await request.close()
-    return answer(service, response, job)
+    return answer(service, response, submit_video(service, owner, body, key=key))
 
 
 def submit_video(
