@@ -350,7 +350,7 @@ def _set_frames(values: dict[str, Any], facts: ModelFacts) -> None:
         raise InputError("`seconds` and `num_frames` say the same: give one of them")
     fps = values.setdefault("fps", VIDEO_FPS if "motion_module" in values else facts.fps)
     clips = values.get("clips", 1)
-    frames = max(1, round(float(text) * fps / clips))
+    frames = max(1, round(min(float(text) * fps / clips, 2 * MAX_FRAMES)))
     if frames * clips > MAX_FRAMES:
         raise InputError(f"`seconds` is at most {MAX_FRAMES / fps:g} at {fps:g} frames per second, not {text}")
     values["num_frames"] = frames

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
-from fastapi.responses import PlainTextResponse
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -112,13 +111,13 @@ def get_metrics(connection: HTTPConnection) -> Metrics:
 @router.get(
     "/metrics",
     tags=["server"],
-    response_class=PlainTextResponse,
-    responses={200: {"description": "The metrics in Prometheus' text format."}},
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-def read_metrics(connection: HTTPConnection, metrics: Annotated[Metrics, Depends(get_metrics)]) -> PlainTextResponse:
+def read_metrics(connection: HTTPConnection, metrics: Annotated[Metrics, Depends(get_metrics)]) -> Response:
     """Return the metrics of the queue and of requests; where tokens are set, to owners that the operator names."""
     access: Access = connection.app.state.access
     if access.tokens is not None and connection.state.owner not in access.settings.metrics_owners:
         message = "the operator names who may read the metrics, in the setting `metrics_owners`"
         raise ApiError(403, "forbidden", message)
-    return PlainTextResponse(metrics.as_text(), media_type=CONTENT_TYPE)
+    return Response(metrics.as_text(), media_type=CONTENT_TYPE)
