@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,31 @@ def test_other_objects_are_refused_in_one_line(given: object, message: str) -> N
     with pytest.raises(InputError, match=message) as error:
         read_image(given)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("profile", [b"ICC", b"ICC\x00"])
+def test_a_profile_without_its_data_is_damage(tmp_path: Path, profile: bytes) -> None:
+    """Found by tools/fuzz.py: Pillow raises IndexError while it reads the end of the file."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    end = content.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(content[:end] + png_chunk(b"iCCP", profile) + content[end:])
+    with pytest.raises(InputError, match=r"a\.png is not an image that can be read, or is damaged"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_small_file_with_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by tools/fuzz.py: 80 x 2097216 pixels in ten kilobytes took more than 2 GB."""
+    monkeypatch.delenv("KINEOGRAPH_MAX_PIXELS", raising=False)
+    header = (80).to_bytes(4, "big") + (1_000_000).to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    content = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    content += png_chunk(b"IDAT", zlib.compress(bytes(10000))) + png_chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"bomb\.png has 1 frame of 80 x 1000000: expected at most"):
+        read_image(tmp_path / "bomb.png")

@@ -19,8 +19,8 @@ import pytest
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.codecs import check_held
 from kineograph.media.files import _rename_over, slug, write_new, write_to_unused_path
+from kineograph.media.frames import check_held
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
 

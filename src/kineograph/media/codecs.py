@@ -6,7 +6,6 @@ hold one frame at a time, Pillow's of .gif and .webp all of them.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -27,8 +26,13 @@ from jaxtyping import Int16
 
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.frames import (
+    MAX_HELD_FRAMES,
+    MAX_PIXELS,
     READ_OPTIONS,
+    UNPACKED_PIXELS,
+    UNPACKED_PIXELS_PER_BYTE,
     BrokenFile,
+    check_held,
     decode_stream,
     frame_time,
     has_decoder,
@@ -52,11 +56,6 @@ SOUND_RATE = 48000  # samples a second, which AAC and Opus have
 MAX_SOUND_GAP = 0.1  # seconds by which sound may depart from its timestamps before it is shifted
 SAME_TIME = 1e-3  # seconds: Matroska rounds timestamps to milliseconds
 SHORTEST, USUAL_DURATION = 10, 100  # milliseconds: browsers show animations of a shorter one at the usual one
-MAX_PIXELS = 1 << 32  # of all frames that are held at once; KINEOGRAPH_MAX_PIXELS is another limit
-PIXEL_BYTES = 6  # of memory that each takes: frames are decoded one by one, and copied to one array
-MAX_HELD_FRAMES = 1 << 16
-# Pixels of an image or animation, all frames together: a file of a few bytes may claim any number of them.
-UNPACKED_PIXELS, UNPACKED_PIXELS_PER_BYTE = 1 << 26, 10_000
 MAX_TIMES = 10_000_000  # frames of four days at 30 a second
 MAX_REPEATS = 1000  # frames shown for each in the file, unless they are at most MAX_HELD_FRAMES
 XMP_OF_MP4 = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # the UUID of the box
@@ -231,27 +230,6 @@ def open_frames(path: Path, metadata: VideoMetadata | None) -> FrameFile:
     if path.suffix.lower() in PILLOW_SUFFIXES:
         return _open_animation(path, metadata)
     return _open_container(path, metadata)
-
-
-def check_held(path: Path, frames: int, height: int, width: int, *, most: int = MAX_PIXELS) -> None:
-    """Raise InputError for a file with more frames and pixels than should be held at once, before they are decoded."""
-    given = os.environ.get("KINEOGRAPH_MAX_PIXELS", str(min(most, _physical_memory() // PIXEL_BYTES)))
-    if not given.isascii() or not given.isdecimal() or len(given) > 18:
-        raise InputError(f"the environment variable KINEOGRAPH_MAX_PIXELS is a number of pixels, not {given[:40]!r}")
-    most = int(given)
-    if frames * height * width > most or frames > MAX_HELD_FRAMES:
-        raise InputError(
-            f"{path} has {frames} frames of {width} x {height}: expected at most {MAX_HELD_FRAMES} frames, and {most} "
-            "pixels in all (the environment variable KINEOGRAPH_MAX_PIXELS); cut it, or make it smaller"
-        )
-
-
-def _physical_memory() -> int:
-    """Return the bytes of memory of this machine; where the system does not say, more than any has."""
-    names = getattr(os, "sysconf_names", {})
-    if not names.keys() >= {"SC_PAGE_SIZE", "SC_PHYS_PAGES"}:
-        return 1 << 60
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def select_frames(file: FrameFile, fps: float | None = None) -> list[int]:

@@ -5,10 +5,14 @@ Every command decodes videos by these functions.
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import av
@@ -25,9 +29,15 @@ from PIL import Image
 from kineograph.errors import InputError, in_one_line
 from kineograph.media.shards import FileSlice
 
-DECODE_ERRORS = (  # raised by PyAV and Pillow
-    av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, LookupError, Image.DecompressionBombError,
+IMAGE_ERRORS = (  # raised by Pillow
+    OSError, SyntaxError, EOFError, ValueError, LookupError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+DECODE_ERRORS = (av.FFmpegError, *IMAGE_ERRORS)
+MAX_PIXELS = 1 << 32  # of all frames that are held at once; KINEOGRAPH_MAX_PIXELS is another limit
+PIXEL_BYTES = 6  # of memory that each takes: frames are decoded one by one, and copied to one array
+MAX_HELD_FRAMES = 1 << 16
+# Pixels of an image or animation, all frames together: a file of a few bytes may claim any number of them.
+UNPACKED_PIXELS, UNPACKED_PIXELS_PER_BYTE = 1 << 26, 10_000
 
 # Files are read without a network. Of the formats, playlists and scripts that name other files (hls, concat) are none.
 FORMATS = (
@@ -339,3 +349,24 @@ def _gamut_matrix(primaries: int) -> Float32[np.ndarray, "3 3"]:
 def _xyz_matrix(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
     columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in (*primaries, D65)]).T
     return columns[:, :3] * np.linalg.solve(columns[:, :3], columns[:, 3])
+
+
+def check_held(path: Path, frames: int, height: int, width: int, *, most: int = MAX_PIXELS) -> None:
+    """Raise InputError for a file with more frames and pixels than should be held at once, before they are decoded."""
+    given = os.environ.get("KINEOGRAPH_MAX_PIXELS", str(min(most, _physical_memory() // PIXEL_BYTES)))
+    if not given.isascii() or not given.isdecimal() or len(given) > 18:
+        raise InputError(f"the environment variable KINEOGRAPH_MAX_PIXELS is a number of pixels, not {given[:40]!r}")
+    most = int(given)
+    if frames * height * width > most or frames > MAX_HELD_FRAMES:
+        raise InputError(
+            f"{path} has {frames} frame{'s'[: frames > 1]} of {width} x {height}: expected at most {MAX_HELD_FRAMES} "
+            f"frames, and {most} pixels in all (the environment variable KINEOGRAPH_MAX_PIXELS); cut it, or make it smaller"
+        )
+
+
+def _physical_memory() -> int:
+    """Return the bytes of memory of this machine; where the system does not say, more than any has."""
+    names = getattr(os, "sysconf_names", {})
+    if not names.keys() >= {"SC_PAGE_SIZE", "SC_PHYS_PAGES"}:
+        return 1 << 60
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from kineograph.errors import InputError, expand_user, is_present, memory_label
-from kineograph.media.frames import BrokenFile
+from kineograph.media.frames import IMAGE_ERRORS, UNPACKED_PIXELS, BrokenFile, check_held
 from kineograph.media.mapped_frames import pixel_digest
 from kineograph.media.shards import FileSlice
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:  # reading a file does not import torch
 IMAGE_SOURCES = "a path, a PIL image, an array [h w 3], [h w 4] or [h w], or a tensor [3 h w]"
 PIXEL_VALUES = "uint8 from 0 to 255, or floats from 0 to 1"
 ROUNDING = 1e-3  # floats from 0 to 1 may exceed them by this much
-READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Formats of Pillow that are read. It would run Ghostscript for EPS, whatever the file's name ends in.
 IMAGE_FORMATS = (
     "PNG", "GIF", "WEBP", "JPEG", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "PSD", "QOI"
 )  # fmt: skip
 TRAINING_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ANIMATED_FORMATS = frozenset({"WEBP", "PNG"})  # formats whose further images are further frames
+PIXELS_PER_BYTE = 1000  # of an image above `UNPACKED_PIXELS`: even one of a single colour has more bytes
 WEBP_ANIMATION, WEBP_ALPHA = 0x02, 0x10  # flags in byte 20
 REDUCING_GAP = 3.0  # larger images are averaged to this multiple of the size first; the difference is not visible
 MIN_SHIFT = 0.1  # share of the image that some edge of the window covers in a pan or zoom: less is hardly visible
@@ -69,8 +69,12 @@ def _read_image_file(path: str | Path) -> InputImage:
     try:
         content = file.read_bytes()
         with open_image(content) as opened:
+            most = UNPACKED_PIXELS + PIXELS_PER_BYTE * len(content)
+            check_held(file, 1, opened.height, opened.width, most=most)
             image = to_rgb_image(opened)
-    except READ_ERRORS as error:
+    except InputError:
+        raise
+    except IMAGE_ERRORS as error:
         raise InputError(f"{path} is not an image that can be read, or is damaged: {error}") from error
     return InputImage(str(path), np.asarray(image), hashlib.sha256(content).hexdigest())
 

@@ -180,10 +180,12 @@ def unreadable_file(path: Path, error: Exception) -> InputError:
 def _image_comment(path: Path) -> str:
     import PIL.Image  # here, as help texts read the declarations above
 
+    from kineograph.media.frames import IMAGE_ERRORS
+
     try:
         with PIL.Image.open(path) as image:
             text = image.info.get("Comment") or image.info.get("comment") or image.getexif().get(IMAGE_DESCRIPTION)
-    except (OSError, SyntaxError, ValueError, LookupError, EOFError, PIL.Image.DecompressionBombError) as error:
+    except IMAGE_ERRORS as error:
         raise unreadable_file(path, error) from error
     text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
     return text if isinstance(text, str) else ""  # EXIF may hold a number

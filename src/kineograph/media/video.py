@@ -19,9 +19,9 @@ from typing_extensions import Unpack
 
 from kineograph.errors import InputError, InputWarning, expand_user
 from kineograph.media import codecs
-from kineograph.media.codecs import Sound, check_held, open_frames, read_sound, select_frames
+from kineograph.media.codecs import Sound, open_frames, read_sound, select_frames
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
-from kineograph.media.frames import DECODE_ERRORS, BrokenFile
+from kineograph.media.frames import DECODE_ERRORS, BrokenFile, check_held
 from kineograph.media.images import center_crop_resize
 from kineograph.media.mapped_frames import pixel_digest
 from kineograph.media.metadata import (

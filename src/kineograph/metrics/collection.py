@@ -23,9 +23,9 @@ from kineograph.errors import (
     shown,
     shown_path,
 )
-from kineograph.media.codecs import check_held
 from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
+from kineograph.media.frames import check_held
 from kineograph.media.metadata import VideoMetadata, read_video_metadata
 from kineograph.media.shards import Problem, is_hidden
 from kineograph.metrics.features import Frames
