@@ -360,7 +360,8 @@ def check_held(path: Path, frames: int, height: int, width: int, *, most: int = 
     if frames * height * width > most or frames > MAX_HELD_FRAMES:
         raise InputError(
             f"{path} has {frames} frame{'s'[: frames > 1]} of {width} x {height}: expected at most {MAX_HELD_FRAMES} "
-            f"frames, and {most} pixels in all (the environment variable KINEOGRAPH_MAX_PIXELS); cut it, or make it smaller"
+            f"frames, and {most} pixels in all (the environment variable KINEOGRAPH_MAX_PIXELS); "
+            "cut it, or make it smaller"
         )
 
 
