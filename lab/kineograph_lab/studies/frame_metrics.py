@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from kineograph.metrics.features import Frames
 from kineograph.metrics.video_metrics import sharpness
@@ -216,8 +216,8 @@ def warp_error(frames: Frames, flows: Sequence[np.ndarray]) -> float:
     return float(np.mean(found))
 
 
-def relative_sharpness(frames: Frames, reference: Frames) -> float:
-    """Return the sharpness over that of the world's own rendering."""
+def relative_sharpness(frames: Frames, reference: UInt8[np.ndarray, "rendered h w 3"]) -> float:
+    """Return the sharpness over that of the world's own rendering, of any number of frames."""
     return sharpness(frames) / sharpness(reference)
 
 

@@ -108,7 +108,7 @@ def _to_markdown(report: Report) -> str:
 
 def _unmeasured(claims: Sequence[Claim]) -> str:
     missing = sum(not each.measured for each in claims)
-    return f"; {missing} are not measured, since the records lack an arm or a metric of theirs" if missing else ""
+    return f"; of these, {missing} not measured (the records lack an arm, a metric or videos)" if missing else ""
 
 
 def _study_to_markdown(study: StudyReport) -> str:

@@ -221,7 +221,7 @@ def read_study_records(analysis: Analysis, folder: Path, count: int, protocol: s
 def summarise_study(
     analysis: Analysis, records: Sequence[Record], folder: Path, protocol: Protocol | None = None
 ) -> StudyReport:
-    """Return a study's section of the report.
+    """Return a study's section of the report; its table has no row for a metric that no record has.
 
     Args:
         folder: of its images, relative to the report.
@@ -234,9 +234,10 @@ def summarise_study(
         for case in analysis.cases(1 + max(analysis.cases_with_images), split)
         if case.number in numbers and case.number in analysis.cases_with_images
     }
-    table = {
+    means = {
         row: {arm: metric_values(records, arm, metric).mean for arm in arms} for metric, row in analysis.rows.items()
     }
+    table = {row: cells for row, cells in means.items() if any(each.count for each in cells.values())}
     claims = [replace(claim, study=analysis.name) for claim in analysis.state_claims(records)]
     provenance = describe_records(records, protocol or {})
     return StudyReport(analysis.title, claims, {**table, **analysis.set_metrics(records)}, images, provenance)
