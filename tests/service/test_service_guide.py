@@ -2,10 +2,13 @@
 
 import re
 from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
+from kineograph.service.api.access import PUBLIC_FOLDER, PUBLIC_PATHS
+from kineograph.service.api.settings import ServeSettings
 from kineograph.service.database import MIGRATIONS
 from kineograph.service.files import FOLDERS
 from kineograph.service.jobs import STATES, QueueLimits
@@ -32,3 +35,22 @@ def test_every_state_limit_folder_and_code_is_named() -> None:
         assert re.search(rf"`(\w+`, `|results/)?{name}[`/]", GUIDE), name
     assert str(QueueLimits().lease_seconds).removesuffix(".0") in GUIDE
     assert len(MIGRATIONS) == 2
+
+
+def test_every_setting_is_in_the_table() -> None:
+    table = GUIDE.partition("## Settings")[2].partition("## Security")[0]
+    named = {name for row in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert named == {each.name for each in fields(ServeSettings)}
+    for path in (*PUBLIC_PATHS, PUBLIC_FOLDER):
+        assert f"`{path}`" in GUIDE.partition("Without a token answer")[2].partition("##")[0]
+
+
+def test_the_reference_is_that_of_the_schema() -> None:
+    spec = spec_from_file_location("rest_page", ROOT / "tools" / "rest_page.py")
+    assert spec is not None and spec.loader is not None
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = tool.rest_page(tool.read_schema())
+    assert page == tool.PAGE.read_text(), "run python tools/rest_page.py"
+    links = set(re.findall(r"\]\(#(\w+)\)", page))
+    assert links <= {each.lower() for each in re.findall(r"^### (\w+)$", page, re.MULTILINE)}
