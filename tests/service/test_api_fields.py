@@ -17,7 +17,8 @@ from kineograph.service.api.bodies import Body, Upload
 from kineograph.service.api.fields import Fields, InputFolders, build_request
 from kineograph.service.api.responses import ApiError
 from kineograph.service.declaration import OF_OPERATOR, ModelFacts, declare, declare_options, read_declaration
-from kineograph.service.jobs import JobRequest, new_job_id
+from kineograph.service.jobs import JobRequest, new_job_id, with_names
+from kineograph.service.queue import JobQueue
 
 FIELDS = Fields.of(read_declaration())
 
@@ -203,3 +204,14 @@ def test_models_of_the_operator_have_names_and_defaults(folders: InputFolders) -
     assert (request.model, request.metadata["model"], request.metadata["width"]) == ("/models/own", "own", 512)
     with pytest.raises(InputError, match="no model here can animate: the models are own"):
         build_request(fields, Body({"prompt": "a", "image": "more/fish.png"}, (), is_form=False), folders)
+
+
+def test_messages_and_settings_have_the_clients_names_of_files(folders: InputFolders, tmp_path: Path) -> None:
+    queue = JobQueue.open(tmp_path / "service")
+    request = form(folders, upload("image", "../fish.png"), lora=["more/fish.png", "more"], adapter="pocket-fox")
+    job = queue.submit("ann", request)
+    image, (inner, outer) = job.options["image"], job.options["lora"]
+    assert with_names({f"{image} is damaged": [inner, outer, 3]}, job) == {
+        "../fish.png is damaged": ["more/fish.png", "more", 3]
+    }
+    assert with_names("pocket-animate", job) == "pocket-animate"

@@ -46,7 +46,8 @@ class JobRequest:
         command: one of VIDEO_COMMANDS, SHORT_COMMANDS, or "customise".
         model: the model's name, by which a worker prefers jobs whose model it has loaded.
         options: of the command and of `load`, by parameter, as in a run file of the command line; JSON values.
-        metadata: what the submitter keeps beside them; the queue and its workers do not read it.
+        metadata: what the submitter keeps beside them. Workers read one key: `names`, the submitter's names of paths in
+            the options, which messages and the video's settings have in their place.
         source_id: the job whose result this one changes or extends.
         idempotency_key: unique for an owner; a second request with it is the first one, if both are equal.
         sent_sha256: of the request as it was sent, by which equal ones are told; None for that of these values.
@@ -230,6 +231,18 @@ def check_name(name: str, value: object) -> None:
     check_text(f"`{name}`", value)
     if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or not value.isprintable():
         raise InputError(f"`{name}` is a text of 1 to {MAX_TEXT} printable characters, not {shown(value)}")
+
+
+def with_names(value: Any, job: Job) -> Any:
+    """Return a JSON value in which texts have the submitter's names in place of paths, see `JobRequest`."""
+    if isinstance(value, str):
+        names: Mapping[str, str] = job.metadata.get("names", {})
+        for path in sorted(names, key=len, reverse=True):  # one path may be the beginning of another
+            value = value.replace(path, names[path])
+        return value
+    if isinstance(value, Mapping):
+        return {with_names(key, job): with_names(each, job) for key, each in value.items()}
+    return [with_names(each, job) for each in value] if isinstance(value, list | tuple) else value
 
 
 def to_json(value: Mapping[str, Any]) -> str:

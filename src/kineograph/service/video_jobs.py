@@ -10,6 +10,7 @@ import base64
 import io
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from kineograph.models.loading.options import SECOND_MODEL, ModelSource, load_ar
 from kineograph.models.model import Model
 from kineograph.options import declared
 from kineograph.service.attempts import Attempt
-from kineograph.service.jobs import VIDEO_COMMANDS, Job, JobRequest, seed_of
+from kineograph.service.jobs import VIDEO_COMMANDS, Job, JobRequest, seed_of, with_names
 from kineograph.service.limited import UPLOAD_LIMITS, check_uploads, run_limited
 from kineograph.service.queue import JobQueue
 
@@ -72,7 +73,7 @@ def generate_video(attempt: Attempt) -> dict[str, Any]:
 
     attempt.check()
     (video,) = run_all(plan, watch)
-    _save(video, attempt.make_part())
+    _save(replace(video, settings=with_names(video.settings, job)), attempt.make_part())
     _, height, width, _ = video.frames.shape
     ended = time.monotonic()
     return {

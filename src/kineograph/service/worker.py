@@ -20,7 +20,7 @@ from kineograph.errors import InputError, InputWarning, is_out_of_memory
 from kineograph.media.files import remove_path
 from kineograph.service.attempts import Attempt, AttemptStoppedError
 from kineograph.service.customise_jobs import run_customisation
-from kineograph.service.jobs import LONG_COMMANDS, SHORT_COMMANDS, VIDEO_COMMANDS, Job, LostLeaseError
+from kineograph.service.jobs import LONG_COMMANDS, SHORT_COMMANDS, VIDEO_COMMANDS, Job, LostLeaseError, with_names
 from kineograph.service.loaded_models import LoadedModels
 from kineograph.service.queue import JobQueue
 from kineograph.service.short_jobs import SHORT_JOBS
@@ -126,7 +126,7 @@ def _run_attempt(attempt: Attempt) -> Callable[[], Job]:
     else:
         return lambda: queue.complete(job, part, result)
     remove_path(part)
-    return lambda: queue.fail(job, code, message)
+    return lambda: queue.fail(job, code, with_names(message, job))
 
 
 def _record(end: Callable[[], Job], job: Job) -> Job:
@@ -174,7 +174,7 @@ def _warnings_as_events(queue: JobQueue, job: Job) -> Iterator[None]:
         warnings.simplefilter("always", InputWarning)
         yield
     for each in caught:
-        queue.add_event(job, "warning", {"message": str(each.message)})
+        queue.add_event(job, "warning", {"message": with_names(str(each.message), job)})
 
 
 def _run_with_room(attempt: Attempt) -> dict[str, Any]:

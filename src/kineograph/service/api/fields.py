@@ -13,6 +13,7 @@ import mimetypes
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
@@ -196,7 +197,7 @@ def build_request(
     if not values.get("prompt", "").strip():
         raise InputError("`prompt` is empty: describe the video in a few words")
     _check_models(fields.declaration, values)
-    sent = _store_files(fields, values, body, folders)
+    sent, names = _store_files(fields, values, body, folders)
     _place_reference(values)
     command = values.pop("command", None) or (
         "edit" if "video" in values else "animate" if "image" in values else "generate"
@@ -211,12 +212,13 @@ def build_request(
     _set_frames(values, moving)
     if "video_model" in values:
         values["video_model"] = moving.source
+    names |= {each.source: name for name, each in fields.declaration.models.items() if Path(each.source).parts[1:]}
     digest = hashlib.sha256(to_json({"values": body.values, "files": sent, "source": source_id}).encode()).hexdigest()
     return JobRequest(
         command,
         facts.source,
         values,
-        {"model": name, **_expected(values, facts, moving)},
+        {"model": name, "names": names, **_expected(values, facts, moving)},
         source_id=source_id,
         idempotency_key=key,
         sent_sha256=digest,
@@ -256,20 +258,29 @@ def _check_models(declaration: Declaration, values: Mapping[str, Any]) -> None:
             raise ApiError(400, "model_not_found", message, field)
 
 
-def _store_files(fields: Fields, values: dict[str, Any], body: Body, folders: InputFolders) -> list[list[str]]:
-    """Write the uploads, and replace names of files in the values by paths; return what tells equal uploads."""
+def _store_files(
+    fields: Fields, values: dict[str, Any], body: Body, folders: InputFolders
+) -> tuple[list[list[str]], dict[str, str]]:
+    """Write the uploads, and replace names of files in the values by paths.
+
+    Returns what tells equal uploads, and the names by path.
+    """
     stored = {
         each.name: store_file(each.file, folders.uploads, each.name, each.type, folders.upload_bytes)
         for each in body.uploads
     }
+    names = dict[str, str]()
+
+    def find(field: str, name: str) -> str:
+        if name in fields.declaration.built_in.get(field, ()):
+            return name
+        path = _find_file(field, name, stored, folders)
+        names[str(path)] = path.name if is_data_url(name) else name
+        return str(path)
+
     for field in [name for name in values if fields.schemas[name].get("files")]:
-        built_in = fields.declaration.built_in.get(field, ())
-
-        def resolve(name: str, field: str = field, built_in: Any = built_in) -> str:
-            return name if name in built_in else _find_file(field, name, stored, folders)
-
-        values[field] = _map_texts(values[field], resolve)
-    return [[each.field, each.key, each.name, stored[each.name].sha256] for each in body.uploads]
+        values[field] = _map_texts(values[field], partial(find, field))
+    return [[each.field, each.key, each.name, stored[each.name].sha256] for each in body.uploads], names
 
 
 def _map_texts(value: Any, function: Callable[[str], str]) -> Any:
@@ -280,18 +291,18 @@ def _map_texts(value: Any, function: Callable[[str], str]) -> Any:
     return {key: _map_texts(each, function) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def _find_file(field: str, name: str, stored: Mapping[str, StoredFile], folders: InputFolders) -> str:
+def _find_file(field: str, name: str, stored: Mapping[str, StoredFile], folders: InputFolders) -> Path:
     """Return the path of the file that a field names."""
     if name in stored:
-        return str(stored[name].path)
+        return stored[name].path
     if is_data_url(name):
         kind, content = decode_data_url(name)
-        return str(store_file(io.BytesIO(content), folders.uploads, "data", kind, folders.upload_bytes).path)
+        return store_file(io.BytesIO(content), folders.uploads, "data", kind, folders.upload_bytes).path
     if "://" in name:
         message = f"`{field}` is a URL, {shown(name)}, and this server opens none: send the file, or a data URL"
         raise ApiError(400, "url_not_allowed", message, field)
     if path := _find_in_folder(name, folders.opened) or folders.find_adapter(name):
-        return str(path)
+        return path
     where = "that comes with the request" if folders.opened is None else "of the request or of the opened folder"
     raise InputError(f"`{field}` names a file {where}, and {shown(name)} is none")
 
@@ -359,7 +370,12 @@ def _set_frames(values: dict[str, Any], facts: ModelFacts) -> None:
 def _expected(values: Mapping[str, Any], facts: ModelFacts, moving: ModelFacts) -> dict[str, Any]:
     """Return the size, length and rate of the video, as far as they are known before its inputs are read."""
     follows_video = "video" in values or values.get("control")
-    of_model = {"width": facts.width, "height": facts.height, "num_frames": moving.num_frames, "fps": moving.fps}
+    of_model: dict[str, Any] = {
+        "width": facts.width,
+        "height": facts.height,
+        "num_frames": moving.num_frames,
+        "fps": moving.fps,
+    }
     if follows_video or "motion_module" in values:
         of_model |= {"num_frames": None, "fps": None}
     if follows_video:

@@ -76,7 +76,7 @@ class ServeSettings:
                 "`kineograph serve --new-token OWNER --token-file FILE`, and give --token-file FILE"
             )
         if self.opened_folder is not None and not self.opened_folder.is_dir():
-            raise InputError(f"`opened_folder` is a folder that is there, not {self.opened_folder}")
+            raise InputError(f"the folder to open, {self.opened_folder}, is not there: name one, or leave it out")
 
     @property
     def is_loopback(self) -> bool:
