@@ -21,7 +21,7 @@ from kineograph.errors import InputError
 from kineograph.service.api import create_app, webhooks
 from kineograph.service.api.context import Service
 from kineograph.service.api.settings import ServeSettings
-from kineograph.service.api.webhooks import DELAYS, Target, WebhookSender, is_public_address, parse_target, resolve
+from kineograph.service.api.webhooks import DELAYS, Target, WebhookSender, is_public_address, parse_target, resolve_host
 from kineograph.service.jobs import JobRequest
 from kineograph.service.queue import JobQueue
 from kineograph.service.tokens import add_token
@@ -267,5 +267,5 @@ def test_a_name_that_leads_to_a_private_address_is_refused() -> None:
     """A name of the internet may lead anywhere; its address is checked, and it is the one that is called."""
     target = Target("https", "localhost", 443, is_named=False)
     with pytest.raises(InputError, match="private network"):
-        anyio.run(resolve, target)
-    assert anyio.run(resolve, target._replace(is_named=True)) in ("127.0.0.1", "::1")
+        anyio.run(resolve_host, target)
+    assert anyio.run(resolve_host, target._replace(is_named=True)) in ("127.0.0.1", "::1")

@@ -86,7 +86,8 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         begun, status, seconds = perf_counter(), 500, None
-        SUBMITTED.set(submitted := [])
+        submitted: list[Job] = []
+        SUBMITTED.set(submitted)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status, seconds

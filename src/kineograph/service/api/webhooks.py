@@ -193,7 +193,7 @@ def is_public_address(text: str) -> bool:
     return address is not None and address.is_global and not address.is_multicast
 
 
-async def resolve(target: Target) -> str:
+async def resolve_host(target: Target) -> str:
     """Return an address of a host. Raises InputError for a private one, unless the operator names the host."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
@@ -342,7 +342,7 @@ class WebhookSender:
     async def _post(self, delivery: Delivery) -> int:
         """Send a message to the address that was checked, whatever the name leads to meanwhile; return the status."""
         target = parse_target(delivery.url, self.allowed)
-        address = await resolve(target)
+        address = await resolve_host(target)
         timestamp = int(self.queue.clock.time())
         headers = {
             "Host": urlsplit(delivery.url).netloc,
