@@ -54,7 +54,7 @@ def rest_page(schema: Schema) -> str:
         parts += [f"## {tag.capitalize()}", *operations]
     parts.append("## Objects")
     objects = schema["components"]["schemas"]
-    parts += [_object(name, objects[name]) for name in sorted(objects) if objects[name].get("properties")]
+    parts += [_object(name, objects[name], objects) for name in sorted(objects) if objects[name].get("properties")]
     return "\n\n".join(each.strip() for each in parts) + "\n"
 
 
@@ -83,11 +83,13 @@ def _content(kind: str, content: Schema) -> str:
     return _type(content["schema"]) if kind == "application/json" else f"`{kind}`"
 
 
-def _object(name: str, schema: Schema) -> str:
+def _object(name: str, schema: Schema, schemas: Mapping[str, Schema]) -> str:
     required = set(schema.get("required", ()))
+    others = schemas.get(schema.get("x-extends", ""), {}).get("properties", {})  # whose fields are not repeated
     rows = [
         _row(f"`{field}`", "required" if field in required else "", each, each)
         for field, each in schema["properties"].items()
+        if each != others.get(field)
     ]
     description = _text(schema.get("description", ""))
     return f"### {name}\n\n{description}\n\n{_table('field', '', rows)}"

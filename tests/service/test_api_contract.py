@@ -1,5 +1,6 @@
 """The video contract of the REST service: what `openai`'s client does, and each route's answers and errors."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -223,4 +224,15 @@ def test_the_schema_names_every_field(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     fields = schema["components"]["schemas"]["VideoRequest"]["properties"]
     assert fields.keys() >= {"prompt", "seconds", "size", "input_reference", *read_declaration().options}
+    form = schema["components"]["schemas"]["VideoForm"]["properties"]
+    assert (form["image"]["format"], form["files"]["items"]["format"]) == ("binary", "binary")
     assert "422" not in json.dumps(schema)
+
+
+def test_a_full_disk_is_said(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*values: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kineograph.service.api.fields.store_file", fail)
+    answer = client.post("/v1/videos", data={"prompt": "a"}, files={"image": ("a.png", b"1")})
+    assert (answer.status_code, error_of(answer)["code"]) == (507, "disk_full")

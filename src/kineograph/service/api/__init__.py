@@ -58,6 +58,7 @@ def describe_api(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         service: Service = app.state.service
         schema["components"]["schemas"]["VideoRequest"] = service.fields.request_schema()
+        schema["components"]["schemas"]["VideoForm"] = service.fields.form_schema()
         if service.settings.token_file is not None:
             access.describe_access(schema)
         app.openapi_schema = schema

@@ -118,6 +118,21 @@ class Fields:
             raise InputError(f"`{name}` is {schema['expected']}, not {shown(given[name])}{hint}") from None
         return {name: value for name, value in valid.items() if value is not None}
 
+    def form_schema(self) -> dict[str, Any]:
+        """Return the schema of a form, whose fields may be files, for the API's documentation."""
+        schema = self.request_schema()
+        file = {"type": "string", "format": "binary"}
+        for name, each in self.schemas.items():
+            if name == "input_reference" or (each.get("files") and not {"array", "object"} & _kinds(each)):
+                schema["properties"][name] = file | {"description": each["description"]}
+        uploads = {"type": "array", "items": file, "description": "Files that other fields name."}
+        return schema | {
+            "title": "VideoForm",
+            "description": "The fields of VideoRequest, of which these are files.",
+            "x-extends": "VideoRequest",
+            "properties": {**schema["properties"], UPLOADS: uploads},
+        }
+
     def request_schema(self) -> dict[str, Any]:
         """Return the JSON schema of a request, for the API's documentation."""
         properties = {name: {**each} for name, each in self.schemas.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sqlite3
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from kineograph.errors import InputError, in_one_line
 from kineograph.service.jobs import IdempotencyError, QueueFullError, UnknownJobError
@@ -79,6 +81,8 @@ def install_handlers(app: FastAPI) -> None:
         IdempotencyError: lambda error: ApiError(409, "idempotency_key_reused", str(error), "Idempotency-Key"),
         QueueFullError: _of_full_queue,
         sqlite3.OperationalError: _of_queue_file,
+        OSError: _of_files,
+        ClientDisconnect: lambda error: ApiError(400, "disconnected", "the client left before the body's end"),
         HTTPException: _of_http,
         Exception: _of_program,
     }
@@ -113,6 +117,13 @@ def _of_full_queue(error: QueueFullError) -> ApiError:
 def _of_queue_file(error: sqlite3.OperationalError) -> ApiError:
     message = f"the queue cannot be used now ({error}): try again"
     return ApiError(503, "queue_unavailable", message, None, SERVER, {"Retry-After": str(BUSY_SECONDS)})
+
+
+def _of_files(error: OSError) -> ApiError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error  # of the program
+    message = "the disk of the server is full: delete videos that are not needed, or ask the operator for room"
+    return ApiError(507, "disk_full", message, None, SERVER)
 
 
 def _of_http(error: HTTPException) -> ApiError:

@@ -40,13 +40,13 @@ IdempotencyKey = Annotated[
         max_length=MAX_TEXT,
     ),
 ]
-# The schema of a body that `read_body` reads; the application's own adds "VideoRequest" to the components.
+# The body of a request for a video, which `read_body` reads; `describe_api` adds its schemas to the components.
 VIDEO_REQUEST: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            kind: {"schema": {"$ref": "#/components/schemas/VideoRequest"}}
-            for kind in ("application/json", "multipart/form-data")
+            "application/json": {"schema": {"$ref": "#/components/schemas/VideoRequest"}},
+            "multipart/form-data": {"schema": {"$ref": "#/components/schemas/VideoForm"}},
         },
     }
 }
