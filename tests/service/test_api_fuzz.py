@@ -28,6 +28,7 @@ from kineograph.service.jobs import JobRequest, QueueLimits, UnknownJobError
 from kineograph.service.queue import JobQueue
 from kineograph.service.tokens import add_token
 
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # of schemathesis itself
 CHECKS = (
     not_a_server_error,
     status_code_conformance,
