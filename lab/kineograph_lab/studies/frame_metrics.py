@@ -216,8 +216,8 @@ def warp_error(frames: Frames, flows: Sequence[np.ndarray]) -> float:
     return float(np.mean(found))
 
 
-def relative_sharpness(frames: Frames, reference: UInt8[np.ndarray, "rendered h w 3"]) -> float:
-    """Return the sharpness over that of the world's own rendering, of any number of frames."""
+def relative_sharpness(frames: Frames, reference: UInt8[np.ndarray, "rendered H W 3"]) -> float:
+    """Return the sharpness over that of the world's own rendering; to be compared among videos of one size alone."""
     return sharpness(frames) / sharpness(reference)
 
 

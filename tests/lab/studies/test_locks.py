@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from kineograph.options import Number, option
 from kineograph.request import SharedOptions
 from kineograph_lab.studies.protocol import (
+    STALE,
     changed_defaults,
     declare_protocol,
     find_protocol,
@@ -35,6 +36,8 @@ def test_defaults_are_those_that_the_study_was_measured_with(paper, analysis) ->
     number = last_protocol(records_file(analysis, RESULTS / paper))
     locked = read_protocols(RESULTS / paper, analysis.name)
     assert number in locked, f"the records of {number} have no protocol in {analysis.name}.protocols.json"
+    if STALE in locked[number]:
+        pytest.skip("its records are stale: what is measured next has today's defaults")
     changes = changed_defaults(locked[number], (SharedOptions, *analysis.options))
     assert not changes, MEASURE_AGAIN.format(study=analysis.name, changes="; ".join(changes), paper=paper)
 
