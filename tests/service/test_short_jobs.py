@@ -20,7 +20,7 @@ from kineograph.service.jobs import Job, JobRequest
 from kineograph.service.limited import Limits, check_uploads, run_limited
 from kineograph.service.loaded_models import LoadedModels
 from kineograph.service.queue import JobQueue
-from kineograph.service.short_jobs import check_request, inspect_file, preview_map
+from kineograph.service.short_jobs import check_video_request, inspect_file, preview_map
 from kineograph.service.video_jobs import expected_seconds
 from kineograph.service.worker import run_job, run_worker
 
@@ -43,7 +43,9 @@ def video(tmp_path: Path) -> str:
 
 
 def check(folder: str, memory: float = LARGE, **options: Any) -> dict[str, Any]:
-    return check_request({"command": "generate", "model": folder, "options": {**FEW, **options}}, "cpu", None, memory)
+    return check_video_request(
+        {"command": "generate", "model": folder, "options": {**FEW, **options}}, "cpu", None, memory
+    )
 
 
 @pytest.mark.slow

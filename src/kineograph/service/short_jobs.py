@@ -46,7 +46,7 @@ def run_check(attempt: Attempt) -> dict[str, Any]:
     models, given = attempt.models, dict(attempt.job.options)
     memory = device_memory(models.device)
     placed = {"device": str(models.device), "dtype": models.dtype, "memory": min(memory, 1e18)}
-    result = run_limited(check_request, {"given": given, **placed}, CHECK_LIMITS, attempt.check)
+    result = run_limited(check_video_request, {"given": given, **placed}, CHECK_LIMITS, attempt.check)
     if "num_frames" in result:
         result["expected_seconds"] = expected_seconds(attempt.queue, given["model"], result)
     return _without_files(attempt, result)
@@ -70,7 +70,7 @@ def _without_files(attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
 # --- in a process with limits
 
 
-def check_request(given: Mapping[str, Any], device: str, dtype: str | None, memory: float) -> dict[str, Any]:
+def check_video_request(given: Mapping[str, Any], device: str, dtype: str | None, memory: float) -> dict[str, Any]:
     """Return what a request makes, or why it is refused, without reading weights. memory: bytes of the device."""
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -88,9 +88,10 @@ def _decide(request: JobRequest, device: str, dtype: str | None, memory: float) 
     inputs = open_inputs(options)
     placed = {"device": device, "dtype": dtype}
     found = [describe(each.name, **{**each.options, **placed}) for each in sources]
-    if any(each is None for each in found):
+    known = [each for each in found if each is not None]
+    if len(known) < len(found):
         return {}  # only the weights say what they are
-    combination = check(*[*found, None][:2], options)
+    combination = check(known[0], known[1] if len(known) > 1 else None, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InputWarning)  # of memory that other models take now
         decided = decide(combination, inputs)
@@ -129,7 +130,7 @@ def inspect_file(file: str) -> dict[str, Any]:
     footage, metadata = open_footage(path), read_video_metadata(path)
     settings = dict(metadata.settings) if metadata else {}
     shape = {"num_frames": len(footage), "height": footage.height, "width": footage.width, "fps": footage.fps}
-    found = {**shape, "settings": settings, "request": None, "sources": [], "problem": None}
+    found: dict[str, Any] = {**shape, "settings": settings, "request": None, "sources": [], "problem": None}
     if not settings:
         return found
     try:

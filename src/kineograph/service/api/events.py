@@ -133,7 +133,7 @@ def is_final(event: Event) -> bool:
     return event.kind == "state" and event.data.get("state") in FINISHED
 
 
-def get_feed(connection: HTTPConnection) -> EventFeed:
+async def get_feed(connection: HTTPConnection) -> EventFeed:  # not in a thread of its own
     """Return the feed of the server's events: a dependency of routes."""
     state = connection.app.state
     if not hasattr(state, "event_feed"):

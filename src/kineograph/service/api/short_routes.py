@@ -128,7 +128,7 @@ def get_schema(service: InService, owner: Owner) -> Schema:
 
 
 @router.post("/v1/check", openapi_extra=VIDEO_REQUEST, responses=TASK)
-async def check_request(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
+async def post_check(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
     """Return what a request for a video would make, in what time and memory, or why it would be refused."""
     try:
         job = await run_in_threadpool(_submit_check, service, owner, body)
@@ -140,14 +140,14 @@ async def check_request(body: InBody, response: Response, service: InService, ow
 
 
 @router.post("/v1/inspect", openapi_extra=_form({"file": FILE, "video_id": ID}), responses=TASK)
-async def inspect_file(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
+async def post_inspection(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
     """Return the settings that an uploaded image or video carries, and what of them is missing here."""
     job = await run_in_threadpool(_submit_for_file, service, owner, "inspect", body, {})
     return await _answer_in_time(response, service, feed, job)
 
 
 @router.post("/v1/previews", openapi_extra=_form({"file": FILE, "video_id": ID, **MAP_FIELDS}), responses=TASK)
-async def preview_map(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
+async def post_preview(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
     """Return the control map of one frame of an uploaded video: edges, depth or poses."""
     values = dict(body.values)
     kind, frame = values.pop("kind", KINDS[0]), values.pop("frame", 0)
