@@ -21,6 +21,7 @@ def served(app: FastAPI) -> Iterator[str]:
     """Serve an application in a thread; yield its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # so that a client that is quicker than the server waits
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -1,6 +1,8 @@
 """Access to the REST service: tokens, cookies, hosts, origins, and limits of size and rate."""
 
+import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from moved_clock import MovedClock
+from served import served
 from starlette.testclient import TestClient
 
 from kineograph.errors import InputError
@@ -275,3 +278,19 @@ def test_nothing_answers_without_the_checks() -> None:
     app.get("/owner")(lambda owner=Depends(current_owner): owner)  # noqa: B008
     with pytest.raises(AttributeError):
         TestClient(app).get("/owner")
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=x"])
+def test_the_server_stops_reading_a_body_that_is_too_large(queue: JobQueue, content_type: str) -> None:
+    app = create_app(Service(queue, ServeSettings(max_body_bytes=10**6)))
+    with served(app) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as connection:
+        head = f"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}"
+        connection.sendall(f"{head}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+        connection.sendall(b"%x\r\n%s\r\n" % (len(part), part))
+        sent = 0
+        with suppress(OSError):  # the connection was closed: a reset, or a broken pipe
+            while sent < 100 * 10**6:
+                connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
+                sent += 65536
+    assert sent < 50 * 10**6

@@ -1,17 +1,20 @@
 """The guide to the service: its program runs, and its tables have what the code has."""
 
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from moved_clock import MovedClock
 
 from kineograph.service.api.access import PUBLIC_FOLDER, PUBLIC_PATHS
 from kineograph.service.api.settings import ServeSettings
 from kineograph.service.database import MIGRATIONS
 from kineograph.service.files import FOLDERS
-from kineograph.service.jobs import STATES, QueueLimits
+from kineograph.service.jobs import STATES, JobRequest, QueueLimits
 from kineograph.service.queue import JobQueue
 
 ROOT = Path(__file__).parents[2]
@@ -54,3 +57,23 @@ def test_the_reference_is_that_of_the_schema() -> None:
     assert page == tool.PAGE.read_text(), "run python tools/rest_page.py"
     links = set(re.findall(r"\]\(#(\w+)\)", page))
     assert links <= {each.lower() for each in re.findall(r"^### (\w+)$", page, re.MULTILINE)}
+
+
+def test_a_copy_of_the_queue_that_was_made_while_it_is_in_use(tmp_path: Path) -> None:
+    """What `.backup` does, by the same function of SQLite."""
+    queue = JobQueue.open(tmp_path / "service")
+    jobs = [queue.submit("ann", JobRequest("generate", "pocket", {})) for _ in range(3)]
+    running = queue.claim("worker")
+    assert running is not None
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    with (
+        closing(sqlite3.connect(queue.database.path)) as source,
+        closing(sqlite3.connect(copied / "queue.sqlite3")) as to,
+    ):
+        source.backup(to)
+    queue.delete(jobs[2].id)  # after the copy
+    restored = JobQueue.open(copied, clock=MovedClock(uptime=1e9))
+    assert [each.id for each in restored.list_jobs(order="asc")] == [each.id for each in jobs]
+    again = restored.claim("worker")  # its lease has ended
+    assert again is not None and (again.id, again.attempt) == (running.id, 2)
