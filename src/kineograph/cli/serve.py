@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 GIGABYTE = 1e9
 RESTART_SECONDS = 5.0  # until a worker that ended is started again
 CLOSE_SECONDS = 10  # that requests have to end when the server stops
+IDLE_SECONDS = 75  # for which a connection stays open: longer than nginx keeps its own
 log = logging.getLogger(__name__)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -131,7 +132,7 @@ def serve(
     service = Service(queue, settings, Fields.of(declare_models(model or ())))
     config = uvicorn.Config(
         create_app(service), log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=CLOSE_SECONDS,
+        timeout_graceful_shutdown=CLOSE_SECONDS, timeout_keep_alive=IDLE_SECONDS,
     )  # fmt: skip
     where = {"--device": device, "--dtype": dtype, "--memory": memory}
     options = [each for flag, value in where.items() if value is not None for each in (flag, str(value))]
