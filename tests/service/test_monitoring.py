@@ -9,10 +9,11 @@ import pytest
 from moved_clock import MovedClock
 from starlette.testclient import TestClient
 
+from kineograph.cli.serve import JsonFormatter
 from kineograph.service.api import create_app
 from kineograph.service.api.context import Service
-from kineograph.service.api.logs import JsonFormatter
 from kineograph.service.api.settings import ServeSettings
+from kineograph.service.jobs import new_job_id
 from kineograph.service.queue import JobQueue
 from kineograph.service.tokens import add_token
 
@@ -69,6 +70,8 @@ def test_prompts_are_logged_where_the_operator_asks(queue: JobQueue, caplog: pyt
 
 def test_a_line_of_json(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("kineograph.service.test")
+    log.warning("%s: attempt %d", job_id := new_job_id(), 1)
+    assert json.loads(JsonFormatter().format(caplog.records[-1]))["job"] == job_id
     try:
         raise ValueError("no")
     except ValueError:
@@ -127,8 +130,12 @@ def test_metrics_of_the_queue_and_of_requests(queue: JobQueue, clock: MovedClock
     assert 'kineograph_job_seconds_count{command="generate",state="completed"} 1.0' in client.get("/metrics").text
 
 
-def test_metrics_are_for_owners_that_are_named(queue: JobQueue, tmp_path: Path) -> None:
+def test_metrics_are_for_owners_that_are_named(
+    queue: JobQueue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ann, prometheus = (add_token(tmp_path / "tokens", owner) for owner in ("ann", "prometheus"))
     client = client_of(queue, ServeSettings(token_file=tmp_path / "tokens", metrics_owners=("prometheus",)))
+    caplog.set_level(logging.INFO, "kineograph.service")
     for token, status in ((ann, 403), (prometheus, 200), ("none", 401)):
         assert client.get("/metrics", headers={"Authorization": f"Bearer {token}"}).status_code == status
+    assert [each.get("owner") for each in values_of(caplog)] == ["ann", "prometheus", None]

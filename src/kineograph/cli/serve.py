@@ -13,13 +13,14 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kineograph.cli import terminal
-from kineograph.errors import InputError, expand_user, shown
+from kineograph.errors import InputError, check_choice, expand_user, shown
 from kineograph.plugins import find_plugins
 
 if TYPE_CHECKING:
@@ -112,7 +113,6 @@ def serve(
         from kineograph.service.api import create_app
         from kineograph.service.api.context import Service
         from kineograph.service.api.fields import Fields
-        from kineograph.service.api.logs import configure_logs
     except ImportError as error:
         raise InputError(
             f"`serve` needs {error.name}, which is not installed: pip install 'kineograph[serve]'"
@@ -134,7 +134,7 @@ def serve(
         create_app(service), log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=CLOSE_SECONDS, timeout_keep_alive=IDLE_SECONDS,
     )  # fmt: skip
-    where = {"--device": device, "--dtype": dtype, "--memory": memory}
+    where = {"--device": device, "--dtype": dtype, "--memory": memory, "--log-format": settings.log_format}
     options = [each for flag, value in where.items() if value is not None for each in (flag, str(value))]
     with _listen(settings) as listener, stop_after_step(), nullcontext() if no_worker else _own_worker(folder, options):
         terminal.print_message(_address(settings, listener.getsockname()[1]))
@@ -150,6 +150,35 @@ def _add_token(token_file: Path | None, owner: str) -> None:
 
     print(add_token(expand_user(token_file), owner))
     terminal.print_message(f"{owner}'s token, which is in no file: {token_file} has its hash")
+
+
+def configure_logs(log_format: str) -> None:
+    """Write logs to stderr, warnings of all and what the service does, as lines of text or of JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(LOG_FORMAT))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("kineograph.service").setLevel(logging.INFO)
+
+
+class JsonFormatter(logging.Formatter):
+    """Log records as JSON objects, a line each."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as a line."""
+        from kineograph.service.jobs import JOB_ID
+
+        values: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "values", {}),  # of a request
+        }
+        if isinstance(record.args, tuple) and record.args and JOB_ID.fullmatch(str(record.args[0])):
+            values["job"] = record.args[0]  # a worker's messages begin with it
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values, default=str)
 
 
 def read_settings(
@@ -273,6 +302,7 @@ def worker(
     name: Annotated[
         str | None, typer.Option(show_default="host, process and device", help="Name of this worker, unlike others'.")
     ] = None,
+    log_format: Annotated[str, typer.Option(help="Lines of the log: plain, or json for an object a line.")] = "plain",
     stop_with_stdin: Annotated[bool, typer.Option("--stop-with-stdin", hidden=True)] = False,
 ) -> None:
     """Generate the videos of the service's jobs on one device, until it is stopped.
@@ -281,13 +311,13 @@ def worker(
     """
     if memory is not None and not memory >= 0:
         raise InputError(f"`memory` is a number of gigabytes from 0, not {memory}")
+    check_choice("`log_format`", log_format, ("plain", "json"))
     from kineograph.service.jobs import check_name
     from kineograph.service.loaded_models import LoadedModels
     from kineograph.service.queue import JobQueue
     from kineograph.service.worker import run_worker
 
-    logging.basicConfig(format=LOG_FORMAT, level=logging.WARNING)
-    logging.getLogger("kineograph.service").setLevel(logging.INFO)
+    configure_logs(log_format)
     terminal.hide_loading_bars()
     models = LoadedModels.on(device, dtype, None if memory is None else memory * GIGABYTE)
     name = name or f"{socket.gethostname()}:{os.getpid()}:{models.device}"

@@ -58,8 +58,9 @@ class Access:
 
     def identify(self, connection: HTTPConnection) -> None:
         """Set the owner of a request, and the id of the token that it carries. Raises ApiError for one without."""
-        connection.state.owner, connection.state.token_id = LOCAL_OWNER, None
+        connection.state.token_id = None
         if self.tokens is None:
+            connection.state.owner = LOCAL_OWNER
             return
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":

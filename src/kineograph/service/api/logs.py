@@ -6,12 +6,10 @@ for them, and nothing else that a client wrote.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
@@ -20,13 +18,11 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kineograph.service.api.access import PUBLIC_PATHS
-from kineograph.service.api.settings import LogFormat
 from kineograph.service.jobs import JOB_ID, Job
 
 log = logging.getLogger("kineograph.service.requests")
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src 'self' blob:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -45,31 +41,6 @@ SUBMITTED: ContextVar[list[Job]] = ContextVar("SUBMITTED")  # the jobs that the 
 def log_submitted(job: Job) -> None:
     """Add a job to the log of the request that submitted it."""
     SUBMITTED.get([]).append(job)
-
-
-def configure_logs(log_format: LogFormat) -> None:
-    """Write logs to stderr, warnings of all and what the service does, as lines of text or of JSON."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(PLAIN))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("kineograph.service").setLevel(logging.INFO)
-
-
-class JsonFormatter(logging.Formatter):
-    """Log records as JSON objects, a line each."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return a record as a line."""
-        values: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "values", {}),
-        }
-        if record.exc_info:
-            values["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(values, default=str)
 
 
 @dataclass(frozen=True)
