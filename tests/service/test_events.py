@@ -208,7 +208,7 @@ def test_a_client_follows_a_running_job_and_reconnects(queue: JobQueue, server: 
 
 
 @pytest.mark.slow
-def test_the_openai_client_remixes(queue: JobQueue, server: str) -> None:
+def test_the_openai_client_remixes_and_edits(queue: JobQueue, server: str) -> None:
     openai = pytest.importorskip("openai")
     job = submit(queue)
     client = openai.OpenAI(base_url=f"{server}/v1", api_key="none")
@@ -216,3 +216,9 @@ def test_the_openai_client_remixes(queue: JobQueue, server: str) -> None:
         remix = client.videos.remix(job.id, prompt="a blue fish")
     assert remix.remixed_from_video_id == job.id
     assert queue.get(remix.id).options["prompt"] == "a blue fish"
+    complete(queue, claim(queue))
+    with pytest.warns(DeprecationWarning, match="Sora"):
+        edit = client.videos.edit(prompt="make it snow", video=("sea.mp4", b"video", "video/mp4"))
+    found = queue.get(edit.id)
+    assert (found.command, found.options["prompt"]) == ("edit", "make it snow")
+    assert Path(found.options["video"]).read_bytes() == b"video"

@@ -312,3 +312,15 @@ def test_customisations_that_cannot_be_are_refused(
 ) -> None:
     assert message in refused(client.post("/v1/customisations", data=data, files=files), 400)
     assert not list((queue.folder / "inputs").iterdir())
+
+
+def test_a_completed_video_is_edited_by_its_id(client: TestClient, queue: JobQueue) -> None:
+    source, edit = create(client)["id"], {"prompt": "make it snow"}
+    assert "is queued" in refused(client.post("/v1/videos/edits", json={**edit, "video": {"id": source}}), 409)
+    complete(queue)
+    found = client.post("/v1/videos/edits", json={**edit, "video": {"id": source}}).json()
+    assert (found["command"], found["model"], found["remixed_from_video_id"]) == ("edit", "pocket-edit", source)
+    assert Path(queue.get(found["id"]).options["video"]).read_bytes() == b"video"
+    refused(client.post("/v1/videos/edits", json={**edit, "video": {"id": f"video_{'0' * 32}"}}), 404)
+    for reference in ({}, {"id": 1}, {"id": source, "path": "/etc"}, None):
+        refused(client.post("/v1/videos/edits", json={**edit, "video": reference}), 400)

@@ -29,10 +29,10 @@ MAX_PIXELS, MAX_SECONDS = 4096 * 4096, 600  # of an uploaded image or frame, and
 
 
 class Limits(NamedTuple):
-    """Limits of a process. bytes: of memory beyond what is imported."""
+    """Limits of a process. bytes: of memory beyond what is imported; None for no limit."""
 
     seconds: float
-    bytes: int
+    bytes: int | None
 
 
 UPLOAD_LIMITS = Limits(60, 2 << 30)
@@ -108,7 +108,7 @@ def _limit_process(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     status = Path("/proc/self/status")
-    if status.is_file():  # elsewhere what is there already is not known
+    if limits.bytes is not None and status.is_file():  # elsewhere what is there already is not known
         sizes = dict(line.split(":", 1) for line in status.read_text().splitlines())
         held = 1024 * int(sizes["VmData"].split()[0])
         resource.setrlimit(resource.RLIMIT_DATA, (held + limits.bytes, held + limits.bytes))

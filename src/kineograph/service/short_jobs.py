@@ -29,7 +29,7 @@ from kineograph.service.attempts import Attempt
 from kineograph.service.jobs import JobRequest
 from kineograph.service.limited import UPLOAD_LIMITS, Limits, check_uploads, run_limited
 from kineograph.service.loaded_models import device_memory
-from kineograph.service.video_jobs import encode_image, expected_seconds, read_call, read_request
+from kineograph.service.video_jobs import encode_image, expected_seconds, list_uploads, read_call, read_request
 
 CHECK_LIMITS = Limits(120, 4 << 30)
 MAP_SIDE = 512  # pixels of a control map's longer side
@@ -46,7 +46,14 @@ def run_check(attempt: Attempt) -> dict[str, Any]:
     models, given = attempt.models, dict(attempt.job.options)
     memory = device_memory(models.device)
     placed = {"device": str(models.device), "dtype": models.dtype, "memory": min(memory, 1e18)}
-    result = run_limited(check_video_request, {"given": given, **placed}, CHECK_LIMITS, attempt.check)
+    # CUDA reserves more memory than any limit for files would allow
+    limits = CHECK_LIMITS if models.device.type == "cpu" else CHECK_LIMITS._replace(bytes=None)
+    try:
+        if uploads := list_uploads(attempt.queue, attempt.job):
+            run_limited(check_uploads, {"files": uploads}, UPLOAD_LIMITS, attempt.check)
+        result = run_limited(check_video_request, {"given": given, **placed}, limits, attempt.check)
+    except InputError as error:
+        result = {"accepted": False, "error": str(error)}
     if "num_frames" in result:
         result["expected_seconds"] = expected_seconds(attempt.queue, given["model"], result)
     return _without_files(attempt, result)

@@ -7,15 +7,16 @@ import binascii
 import hashlib
 import mimetypes
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from fastapi import Depends
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
-from kineograph.errors import InputError, parse_json, shown
+from kineograph.errors import InputError, in_one_line, parse_json, shown
 from kineograph.service.api.responses import ApiError
 
 MAX_FILES, MAX_FIELDS, MAX_TEXT = 100, 500, 1 << 20  # of a form; MAX_TEXT: bytes of a field's text
@@ -23,6 +24,8 @@ FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 FIELD = re.compile(r"(\w{1,100})(?:\[(\w{0,100})\])?")  # name, name[] or name[key]
 NAME_LENGTH = 100  # characters of the name of a stored file
 DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*);base64,")  # the head of a data URL
+
+FieldsT = TypeVar("FieldsT", bound=BaseModel)
 
 
 @runtime_checkable
@@ -70,6 +73,22 @@ async def read_body(request: Request) -> AsyncIterator[Body]:
 
 
 InBody = Annotated[Body, Depends(read_body)]
+
+
+def form_schema(properties: Mapping[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the part of an OpenAPI schema that says which fields a route's form has."""
+    schema = {"type": "object", "properties": {**properties}, "required": [*required], "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def validate_fields(kind: type[FieldsT], values: Mapping[str, Any]) -> FieldsT:
+    """Return the fields of a request, checked. Raises InputError for the first one that is unknown or invalid."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])[:NAME_LENGTH] if first["loc"] else "body"
+        raise InputError(f"`{name}`: {in_one_line(first['msg'])}, not {shown(first['input'])}") from None
 
 
 async def _read(request: Request) -> Body:

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json
 
-from kineograph.errors import InputError, in_one_line, shown
+from kineograph.errors import InputError, shown
 from kineograph.media.files import remove_path
-from kineograph.service.api.bodies import Body, InBody, store_file
+from kineograph.service.api.bodies import Body, InBody, store_file, validate_fields
 from kineograph.service.api.context import CUSTOMISE, Service
 from kineograph.service.api.responses import ApiError
 from kineograph.service.api.video_object import VideoError
@@ -170,12 +170,7 @@ def _submit(service: Service, owner: str, body: Body, key: str | None) -> Job:
 
 
 def _read_fields(service: Service, body: Body) -> CustomisationRequest:
-    try:
-        fields = CustomisationRequest.model_validate(body.values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = str(first["loc"][0])[:100]
-        raise InputError(f"`{place}`: {in_one_line(first['msg'])}, not {shown(first['input'])}") from None
+    fields = validate_fields(CustomisationRequest, body.values)
     if not 1 <= len(body.uploads) <= MAX_IMAGES or any(each.field != "images" for each in body.uploads):
         raise InputError(f"`images` are 1 to {MAX_IMAGES} files, in this field of a form: send them so")
     if (fields.subject is None) == (fields.style is None):

@@ -11,13 +11,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from kineograph.errors import shown
-from kineograph.service.api.bodies import Body, InBody, Upload
+from kineograph.errors import InputError, shown
+from kineograph.service.api.bodies import Body, InBody, Upload, form_schema
 from kineograph.service.api.context import ADAPTER_FILE, CUSTOMISE, Service
 from kineograph.service.api.fields import UPLOADS
 from kineograph.service.api.responses import ApiError
 from kineograph.service.api.video_object import VideoObject
-from kineograph.service.api.videos import VIDEO_REQUEST, IdempotencyKey, InService, Owner, VideoId, answer, submit_video
+from kineograph.service.api.videos import (
+    FILES,
+    VIDEO_REQUEST,
+    IdempotencyKey,
+    InService,
+    Owner,
+    VideoId,
+    answer,
+    submit_video,
+)
 from kineograph.service.jobs import MAX_PRIORITY, VIDEO_COMMANDS, Job, UnknownJobError, seed_of
 
 # fields of a request that replace those of the video that it changes, and those that they stand for
@@ -49,6 +58,23 @@ class Extension(BaseModel):
     prompt: Annotated[str | None, Field(min_length=1, max_length=20_000)] = None
     clips: Annotated[int | None, Field(ge=1, le=MAX_CLIPS)] = None
     seconds: Annotated[float | None, Field(gt=0, le=4096)] = None
+
+
+# bodies of OpenAI's clients, which name a completed video as video[id]
+REFERENCE = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}},
+    "required": ["id"],
+    "additionalProperties": False,
+}
+EDIT_FORM = form_schema(
+    {
+        "prompt": {"type": "string", "minLength": 1},
+        "video": {"anyOf": [{"type": "string", "format": "binary"}, REFERENCE]},
+        "model": {"type": "string"},
+    },
+    ["prompt", "video"],
+)
 
 
 @router.post("/v1/videos/{video_id}/cancel")
@@ -102,6 +128,26 @@ def extend_video(
     source = service.find_job(video_id, owner)
     values = _extended(source, extension)
     return answer(service, response, _submit_changed(service, owner, video_id, Body(values, (), is_form=False), key))
+
+
+@router.post("/v1/videos/edits", openapi_extra=EDIT_FORM)
+def create_edit(
+    body: InBody, response: Response, service: InService, owner: Owner, key: IdempotencyKey = None
+) -> VideoObject:
+    """Edit an uploaded video, or a completed one of the service, as OpenAI's clients request it."""
+    values = {**body.values, "command": "edit"}
+    if not isinstance(values.get("video"), dict):
+        return answer(service, response, submit_video(service, owner, body._replace(values=values), key=key))
+    reference = values.pop("video")
+    if not isinstance(reference.get("id"), str) or len(reference) > 1:
+        raise InputError("`video` is a file, or the id of a completed video, {id: VIDEO_ID}")
+    source = service.find_job(reference["id"], owner)
+    if source.state != "completed":
+        raise ApiError(409, "video_not_ready", f"{source.id} is {source.state}: wait until it is completed", "video")
+    name, kind = FILES["video"]
+    with (service.queue.files.results(source.id) / name).open("rb") as file:
+        edit = Body(values, [*body.uploads, Upload("video", "", f"{source.id}.mp4", kind, file)], body.is_form)
+        return answer(service, response, submit_video(service, owner, edit, key=key, source_id=source.id))
 
 
 def _submit_changed(service: Service, owner: str, video_id: str, body: Body, key: str | None) -> Job:

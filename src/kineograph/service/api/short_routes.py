@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kineograph.errors import MAX_FRAMES, InputError, check_choice, check_integer, is_present
 from kineograph.media.files import remove_path
-from kineograph.service.api.bodies import Body, InBody, store_file
+from kineograph.service.api.bodies import Body, InBody, form_schema, store_file
 from kineograph.service.api.context import Service
 from kineograph.service.api.events import EventFeed, InFeed
 from kineograph.service.api.fields import build_request
@@ -112,11 +112,6 @@ class Task(BaseModel):
 TASK: dict[int | str, dict[str, Any]] = {202: {"model": Task, "description": "Not finished yet: ask for it again."}}
 
 
-def _form(properties: Mapping[str, Any]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
-
-
 @router.get("/v1/schema")
 def get_schema(service: InService, owner: Owner) -> Schema:
     """Return every option of a request and the models, from which a form can be built."""
@@ -139,14 +134,14 @@ async def post_check(body: InBody, response: Response, service: InService, owner
     return await _answer_in_time(response, service, feed, job)
 
 
-@router.post("/v1/inspect", openapi_extra=_form({"file": FILE, "video_id": ID}), responses=TASK)
+@router.post("/v1/inspect", openapi_extra=form_schema({"file": FILE, "video_id": ID}), responses=TASK)
 async def post_inspection(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
     """Return the settings that an uploaded image or video carries, and what of them is missing here."""
     job = await run_in_threadpool(_submit_for_file, service, owner, "inspect", body, {})
     return await _answer_in_time(response, service, feed, job)
 
 
-@router.post("/v1/previews", openapi_extra=_form({"file": FILE, "video_id": ID, **MAP_FIELDS}), responses=TASK)
+@router.post("/v1/previews", openapi_extra=form_schema({"file": FILE, "video_id": ID, **MAP_FIELDS}), responses=TASK)
 async def post_preview(body: InBody, response: Response, service: InService, owner: Owner, feed: InFeed) -> Task:
     """Return the control map of one frame of an uploaded video: edges, depth or poses."""
     values = dict(body.values)
