@@ -16,7 +16,7 @@ import httpx
 import pytest
 from models.conftest import sd
 
-from kineograph.cli.serve import declare_models, read_settings
+from kineograph.cli.serve import declare_models, name_models, read_settings
 from kineograph.errors import InputError
 from kineograph.service.jobs import QueueLimits
 from kineograph.service.queue import JobQueue
@@ -144,6 +144,12 @@ def test_limits_that_are_given_join_those_that_are_recorded(tmp_path: Path) -> N
     assert read_settings({}, [], tmp_path)[1] is None
 
 
-def test_two_models_have_two_names() -> None:
+def test_models_have_names(tmp_path: Path) -> None:
+    (tmp_path / "tiny.v1").mkdir()
+    given = [str(tmp_path / "tiny.v1"), "stabilityai/sd-turbo", "own=a=b.ckpt", "c.safetensors"]
+    assert name_models(given) == {
+        "tiny.v1": str(tmp_path / "tiny.v1"), "sd-turbo": "stabilityai/sd-turbo", "own": "a=b.ckpt",
+        "c": "c.safetensors",
+    }  # fmt: skip
     with pytest.raises(InputError, match="two models are named 'pocket'"):
-        declare_models(["pocket", "elsewhere/pocket"])
+        name_models(["pocket", "elsewhere/pocket"])

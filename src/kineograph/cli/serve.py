@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kineograph.cli import terminal
-from kineograph.errors import InputError, check_choice, expand_user, shown
+from kineograph.errors import InputError, check_choice, expand_user, is_present, shown
 from kineograph.plugins import find_plugins
 
 if TYPE_CHECKING:
@@ -232,17 +232,29 @@ def declare_models(models: Sequence[str]) -> Declaration:
 
     if not models and not find_plugins("methods"):
         return read_declaration()
-    named = [each if "=" in each else f"{Path(each).stem or each}={each}" for each in models]
-    names = [each.partition("=")[0] for each in named]
-    if double := next((each for each in names if names.count(each) > 1), None):
-        raise InputError(f"two models are named {shown(double)}: name them, as in --model NAME=MODEL")
-    terminal.print_message(f"describing {', '.join(names)}")
+    sources = name_models(models)
+    terminal.print_message(f"describing {', '.join(sources)}")
+    named = [f"{name}={source}" for name, source in sources.items()]
     command = [sys.executable, "-m", "kineograph.service.declaration", *named]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 1 and "Traceback" not in done.stderr:
         raise InputError(done.stderr.strip())
     done.check_returncode()
     return parse_declaration(json.loads(done.stdout))
+
+
+def name_models(models: Sequence[str]) -> dict[str, str]:
+    """Return models by name: given as NAME=MODEL, or that of the file, folder or repository."""
+    sources = dict[str, str]()
+    for each in models:
+        name, equals, source = each.partition("=")
+        if not equals:
+            name, source = Path(each).name.removesuffix(".safetensors").removesuffix(".ckpt"), each
+        if name in sources:
+            raise InputError(f"two models are named {shown(name)}: name them, as in --model NAME=MODEL")
+        path = expand_user(source)
+        sources[name] = str(path.resolve()) if is_present(path) else source  # workers may run in other folders
+    return sources
 
 
 @contextmanager
