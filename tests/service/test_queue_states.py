@@ -18,6 +18,8 @@ from moved_clock import MovedClock
 
 from kineograph.errors import InputError
 from kineograph.service.jobs import (
+    LONG_COMMANDS,
+    SHORT_COMMANDS,
     IdempotencyError,
     Job,
     JobRequest,
@@ -28,7 +30,9 @@ from kineograph.service.jobs import (
 )
 from kineograph.service.queue import JobQueue
 
-LIMITS = QueueLimits(queued=6, queued_per_owner=4, look_ahead=3, passes=2, keep_seconds=500, deleted_seconds=100)
+LIMITS = QueueLimits(
+    queued=6, queued_per_owner=4, look_ahead=3, passes=2, keep_seconds=500, short_seconds=50, deleted_seconds=100
+)
 OWNERS, MODELS = ("ann", "bob", "eve"), ("pocket", "other")
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where nothing waits for a disk
 ACTIVE = {"queued", "in_progress"}
@@ -42,6 +46,7 @@ class ExpectedJob:
     owner: str
     model: str
     priority: int
+    command: str = "generate"
     state: str = "queued"
     attempt: int = 0
     failures: int = 0
@@ -60,7 +65,7 @@ class Expected:
     """What is expected of the queue."""
 
     jobs: dict[str, ExpectedJob] = field(default_factory=dict)
-    keys: dict[tuple[str, str], tuple[str, str, int]] = field(default_factory=dict)  # -> job, its model, its priority
+    keys: dict[tuple[str, str], tuple[object, ...]] = field(default_factory=dict)  # -> job, and what was submitted
     last_claim: dict[str, int] = field(default_factory=dict)
     claims: int = 0
 
@@ -91,12 +96,13 @@ class QueueMachine(RuleBasedStateMachine):
         model=st.sampled_from(MODELS),
         priority=st.sampled_from((0, 0, 0, 1, -1)),
         key=st.sampled_from((None, None, "a", "b")),
+        command=st.sampled_from(("generate", "generate", "check")),
     )
-    def submit(self, owner: str, model: str, priority: int, key: str | None) -> Any:
-        request = JobRequest("generate", model, {}, {}, priority, idempotency_key=key)
+    def submit(self, owner: str, model: str, priority: int, key: str | None, command: str) -> Any:
+        request = JobRequest(command, model, {}, {}, priority, idempotency_key=key)
         known = self.expected.keys.get((owner, str(key)))
         if known is not None:
-            if known[1:] == (model, priority):
+            if known[1:] == (model, priority, command):
                 assert self.queue.submit(owner, request).id == known[0]
             else:
                 with pytest.raises(IdempotencyError):
@@ -109,9 +115,9 @@ class QueueMachine(RuleBasedStateMachine):
             assert 1 <= refused.value.retry_after <= 3600
             return multiple()
         job = self.queue.submit(owner, request)
-        self.expected.jobs[job.id] = ExpectedJob(job.number, owner, model, priority)
+        self.expected.jobs[job.id] = ExpectedJob(job.number, owner, model, priority, command)
         if key is not None:
-            self.expected.keys[owner, key] = (job.id, model, priority)
+            self.expected.keys[owner, key] = (job.id, model, priority, command)
         return job.id
 
     @rule(
@@ -171,12 +177,13 @@ class QueueMachine(RuleBasedStateMachine):
         seconds=st.sampled_from((0, 0, 0, 31, 31)),
         worker=st.sampled_from(("first", "second")),
         loaded=st.sampled_from(((), MODELS[:1], MODELS)),
+        commands=st.sampled_from(((), (), SHORT_COMMANDS, LONG_COMMANDS)),
     )
-    def wait_and_claim(self, seconds: float, worker: str, loaded: tuple[str, ...]) -> Any:
+    def wait_and_claim(self, seconds: float, worker: str, loaded: tuple[str, ...], commands: tuple[str, ...]) -> Any:
         self.clock.wait(seconds)
         self.expect_ends_of_leases()
-        wanted = self.expect_choice(loaded)
-        job = self.queue.claim(worker, loaded)
+        wanted = self.expect_choice(loaded, commands)
+        job = self.queue.claim(worker, loaded, commands)
         if wanted is None:
             assert job is None
             return multiple()
@@ -186,8 +193,9 @@ class QueueMachine(RuleBasedStateMachine):
         expected.state, expected.passes = "in_progress", 0
         expected.attempt += 1
         expected.lease = (self.clock.uptime, self.clock.uptime + LIMITS.lease_seconds)
-        self.expected.claims += 1
-        self.expected.last_claim[expected.owner] = self.expected.claims
+        if expected.command not in SHORT_COMMANDS:
+            self.expected.claims += 1
+            self.expected.last_claim[expected.owner] = self.expected.claims
         assert (job.attempt, job.lease_owner) == (expected.attempt, worker)
         return job
 
@@ -302,7 +310,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     def expect_expiry(self, job: ExpectedJob) -> None:
         if job.state not in ACTIVE:
-            kept = None if job.starred else self.clock.wall + LIMITS.keep_seconds
+            seconds = LIMITS.short_seconds if job.command in SHORT_COMMANDS else LIMITS.keep_seconds
+            kept = None if job.starred else self.clock.wall + seconds
             job.expires_at = self.clock.wall + LIMITS.deleted_seconds if job.deleted else kept
 
     def expect_ends_of_leases(self) -> None:
@@ -316,12 +325,12 @@ class QueueMachine(RuleBasedStateMachine):
                 else:
                     job.state = "queued"
 
-    def expect_choice(self, loaded: tuple[str, ...]) -> str | None:
+    def expect_choice(self, loaded: tuple[str, ...], commands: tuple[str, ...]) -> str | None:
         """Return the job that is to run next: by priority, by turns of owners, by the model that is loaded."""
         turns = defaultdict[tuple[str, int], int](int)
         ranked = []
         for job_id, job in sorted(self.expected.jobs.items(), key=lambda each: each[1].number):
-            if job.state == "queued" and not job.paused:
+            if job.state == "queued" and not job.paused and (not commands or job.command in commands):
                 turns[job.owner, job.priority] += 1
                 turn, last = turns[job.owner, job.priority], self.expected.last_claim.get(job.owner, 0)
                 ranked.append((-job.priority, turn, last, job.number, job_id))
