@@ -99,10 +99,12 @@ def test_fewer_values_never_pass_more_easily() -> None:
     assert all(mean(values[:few]).p_within(-0.5, 0.5) > 0.05 for few in (2, 3, 6))
 
 
-def test_one_cluster_has_no_error() -> None:
+def test_one_cluster_has_no_error_and_equal_values_no_interval() -> None:
     found = mean([1.0, 2.0, 3.0], ["a"] * 3)
     assert found.value == 2 and (found.count, found.clusters) == (3, 1)
     assert all(map(math.isnan, (found.error, found.low, found.high, found.p_within(0, 9))))
+    equal = mean([1.0, 1.0, 1.0])
+    assert math.isnan(equal.low) and math.isnan(equal.high) and str(equal) == "1.000 (no interval: all are equal)"
     assert str(found) == "2.000" and str(mean([])) == str(ratio([1.0], [0.0])) == "-"
     with pytest.raises(ValueError, match="the cluster of each of 2 values, got 3"):
         mean([1.0, 2.0], [1, 2, 3])

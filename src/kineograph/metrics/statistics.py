@@ -41,8 +41,8 @@ class Estimate:
 
     @property
     def low(self) -> float:
-        """Lower end of the 95 % interval."""
-        return self.lower_bound((1 + LEVEL) / 2)
+        """Lower end of the 95 % interval; NaN where all clusters are equal, which does not tell how much others differ."""
+        return self.lower_bound((1 + LEVEL) / 2) if self.error else math.nan
 
     @property
     def high(self) -> float:
@@ -75,6 +75,8 @@ class Estimate:
             return "-"
         if math.isnan(self.error):
             return f"{self.value:.3f}"
+        if self.error == 0:
+            return f"{self.value:.3f} (no interval: all are equal)"
         return f"{self.value:.3f} ± {self.error:.3f} (95 %: {self.low:.3f} to {self.high:.3f})"
 
 
