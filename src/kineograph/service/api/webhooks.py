@@ -40,7 +40,7 @@ from kineograph.service.queue import JobQueue
 
 log = logging.getLogger(__name__)
 
-MAX_WEBHOOKS, MAX_URL = 10, 2000  # of an owner; characters
+MAX_WEBHOOKS, MAX_URL, MAX_HOST = 10, 2000, 254  # of an owner; characters
 SECRET_BYTES = 32
 POLL_SECONDS = 1.0  # between two looks for jobs that have ended
 RETRY_SECONDS = 5.0  # after the queue could not be used
@@ -158,7 +158,14 @@ def parse_target(url: str, allowed: Collection[str]) -> Target:
         host, port = (parts.hostname or "").rstrip("."), parts.port or PORTS.get(parts.scheme, 0)
     except ValueError as error:
         raise InputError(f"`url` is an address such as https://example.com/hook, not {shown(url)} ({error})") from None
-    if not url.isascii() or "\\" in url or not url.isprintable() or " " in url or parts.scheme not in PORTS or not host:
+    if (
+        not url.isascii()
+        or "\\" in url
+        or not url.isprintable()
+        or " " in url
+        or parts.scheme not in PORTS
+        or not 0 < len(host) < MAX_HOST
+    ):
         raise InputError(f"`url` is an address such as https://example.com/hook, not {shown(url)}")
     if parts.username is not None or parts.fragment:
         raise InputError("`url` has a user or a fragment: leave them out")
