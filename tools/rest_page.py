@@ -38,6 +38,7 @@ sends one as `Authorization: Bearer TOKEN`; OpenAI's clients call it the API key
 * 413: it is too large
 * 429: there were too many, or the queue is full; `Retry-After` says when to try again
 * 503: the queue cannot be used at the moment
+* 507: the disk of the service is full
 """
 ERRORS = {"4XX", "5XX"}
 Schema = Mapping[str, Any]
