@@ -68,7 +68,7 @@ def test_fvd_of_a_set_against_itself_is_0(sets) -> None:
     ours, _, extractors = sets
     (found,) = evaluate([ours], extractors=extractors, metrics=[], against=ours)
     named = {score.name: score for score in found.scores}
-    assert named["FVD (c3d)"].value.value == pytest.approx(0, abs=1e-9)
+    assert named["FVD (c3d)"].value.value == pytest.approx(0, abs=1e-9) and np.isnan(named["FVD (c3d)"].value.error)
     assert all("against themselves" in named[f"{name} (c3d)"].doubt for name in ("FVD", "KVD"))
 
 

@@ -207,7 +207,7 @@ def markdown_table(evaluations: Sequence[Evaluation]) -> str:
         "protocol has a row of its own, and the .json files say how protocols differ.\n"
     )
     doubts = [f"- {text}" for text in _doubts(evaluations)]
-    return "\n".join(["# Evaluation\n", introduction, *rows, "", *doubts, *skipped])
+    return "\n".join(["# Evaluation\n", introduction, *rows, "", *doubts, *skipped]).rstrip() + "\n"
 
 
 def _doubts(evaluations: Sequence[Evaluation]) -> list[str]:

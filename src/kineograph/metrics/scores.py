@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +210,7 @@ def _distance_scores(ours: Measurements, against: Measurements, number: int, ext
     width, same = mine.shape[1], ours.digest == against.digest
     for name, value in _distances(mine, theirs, ours.clusters):
         doubt = AGAINST_ITSELF if same else _distance_doubt(name, len(mine), len(theirs), width)
+        value = replace(value, error=math.nan) if same else value
         if doubt:
             warnings.warn(f"{name} ({extractor.name}) {doubt}", InputWarning, stacklevel=4)
         yield Score(f"{name} ({extractor.name})", QUALITY, value, {"score": name, "sample": sample, **real}, doubt)

@@ -41,7 +41,7 @@ class Estimate:
 
     @property
     def low(self) -> float:
-        """Lower end of the 95 % interval; NaN where all clusters are equal, which does not tell how much others differ."""
+        """Lower end of the 95 % interval; NaN where all clusters are equal, so that no error is known."""
         return self.lower_bound((1 + LEVEL) / 2) if self.error else math.nan
 
     @property
