@@ -151,6 +151,8 @@ def test_files_are_uploads_by_their_names_or_fields(folders: InputFolders) -> No
         ([upload("prompt_at", "a")], "`prompt_at` takes no file"),
         ([upload("image", "a"), upload("image", "b")], "`image` is one file"),
         ([upload("image", "a.png", content=b"")], "the file 'a.png' is empty"),
+        ([upload("control", "a", key="canny"), upload("control", "b", key="canny")], r"`control`\[canny\] is one file"),
+        ([upload("lora", "a"), upload("lora", "b", key="x")], r"`lora`\[x\] is one file"),
     ],
 )
 def test_uploads_that_cannot_be_used_are_refused(folders: InputFolders, uploads: list[Upload], text: str) -> None:

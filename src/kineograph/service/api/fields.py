@@ -253,15 +253,16 @@ def _with_uploads(fields: Fields, body: Body) -> dict[str, Any]:
             continue
         if not schema.get("files"):
             raise InputError(f"`{each.field}` takes no file: send it as `{UPLOADS}`, and name it in another field")
-        if each.key:
-            values[each.field] = {**values.get(each.field, {}), each.key: each.name}
+        before = values.get(each.field, {})
+        if each.key and isinstance(before, dict) and each.key not in before:
+            values[each.field] = {**before, each.key: each.name}
         elif each.field not in values:
             values[each.field] = each.name
-        elif "array" in _kinds(schema):
-            before = values[each.field]
+        elif "array" in _kinds(schema) and not each.key:
             values[each.field] = [*(before if isinstance(before, list) else [before]), each.name]
         else:
-            raise InputError(f"`{each.field}` is one file, and there is another value: give one of them")
+            what = f"`{each.field}`{each.key and f'[{each.key}]'}"
+            raise InputError(f"{what} is one file, and there is another value: give one of them")
     return values
 
 
