@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -151,6 +152,12 @@ def die(status: int) -> None:
     os._exit(status) if status else os.abort()
 
 
+def interrupt() -> bool:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    return True
+
+
 def stop() -> None:
     raise TimeoutError("stopped")
 
@@ -164,6 +171,7 @@ def test_a_process_has_limits(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_limited(take, {"size": 1 << 20}, few, lambda: None) == 1 << 20
     with pytest.raises(InputError, match="too much memory"):
         run_limited(take, {"size": 1 << 30}, few, lambda: None)
+    assert run_limited(interrupt, {}, few, lambda: None)
     with pytest.raises(InputError, match="ended with SIGABRT"):
         run_limited(die, {"status": 0}, few, lambda: None)
     with pytest.raises(RuntimeError, match="traceback is in the log"):
@@ -173,6 +181,8 @@ def test_a_process_has_limits(capfd: pytest.CaptureFixture[str]) -> None:
     assert "TypeError" in capfd.readouterr().err
     with pytest.raises(TimeoutError, match="stopped"):
         run_limited(wait, {"seconds": 60}, few, stop)
+    with pytest.raises(TimeoutError, match="stopped"):
+        run_limited(die, {"status": 1}, few, stop)
 
 
 @pytest.mark.slow

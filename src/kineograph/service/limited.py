@@ -73,6 +73,7 @@ def _wait(receiver: Connection, process: Any, limits: Limits, check: Callable[[]
         answer = json.loads(receiver.recv_bytes(MAX_ANSWER))
     except EOFError:
         process.join()
+        check()  # where everything is stopped at once, this was not the file's fault
         if process.exitcode > 0:
             raise RuntimeError("a process with limits ended by an error, whose traceback is in the log") from None
         name = signal.Signals(-process.exitcode).name if process.exitcode else "nothing"
@@ -103,6 +104,8 @@ def _limit_process(limits: Limits) -> None:
         return
     import resource
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # they stop the worker, which ends this process
+        signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
     seconds = int(limits.seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
