@@ -16,8 +16,9 @@ import httpx
 import pytest
 from models.conftest import sd
 
-from kineograph.cli.serve import declare_models, name_models, read_settings
+from kineograph.cli.serve import name_models, read_settings
 from kineograph.errors import InputError
+from kineograph.service.declaration import print_declaration
 from kineograph.service.jobs import QueueLimits
 from kineograph.service.queue import JobQueue
 
@@ -113,11 +114,11 @@ def test_a_job_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
     assert queue.get(video["id"]).attempt == 2
 
 
-@slow
-def test_a_model_that_cannot_be_described_is_refused_in_one_line() -> None:
-    with pytest.raises(InputError, match=r"nowhere/at-all\.safetensors") as refused:
-        declare_models(["nowhere/at-all.safetensors"])
+def test_a_model_that_cannot_be_described_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"nowhere/at-all\.safetensors") as refused:
+        print_declaration(["own=nowhere/at-all.safetensors"])
     assert "\n" not in str(refused.value)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
