@@ -162,7 +162,8 @@ def test_customisation_study(video, judges, tmp_path) -> None:
     home = tmp_path / "runs" / "tiny" / "owl"
     assert {each.name for each in home.iterdir()} == {"photos", "ours", "interleaved", "interpolation.json"}
     assert (home / "ours" / "adapter.safetensors").is_file() and study.analysis.name == "still-moving-tiny"
-    assert json.loads((home / "interpolation.json").read_text())["share"] in (0.5, 0.9)
+    chosen = json.loads((home / "interpolation.json").read_text())
+    assert chosen["share"] in (0.5, 0.9) and chosen["chosen_for"]["sampling"] == {"steps": 1, "scale": baselines.SCALE}
     true = records[baselines.RENDERING]
     assert all(true["CLIP-I"] > record["CLIP-I"] + 10 for arm, record in records.items() if arm != baselines.RENDERING)
     assert true["individual"] > 0.5 and "CLIP-I, styles" not in true and true["CLIP-I, subjects"] == true["CLIP-I"]

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from kineograph.training.customise.adapters import merge_loras
 from kineograph.training.customise.phases import ADAPTER_FILE, WHOLE
 from kineograph.training.temporal_layers.run import FINAL
 from kineograph_lab.studies.judges import Judges
-from kineograph_lab.studies.protocol import Case
+from kineograph_lab.studies.protocol import METRIC_VERSION, SAMPLER_VERSION, WORLD_VERSION
 from kineograph_lab.studies.still_moving.items import Item, content, held_out_case, write_reference_images
 
 FOLDER = Path("runs/still_moving")
@@ -42,7 +42,7 @@ SHARED = (IMAGE, "stills", "latents")  # folders that Still-Moving and its ablat
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 Customise = Callable[[Model, Item], Model]  # (video model, item) -> customised video model
-GenerateCase = Callable[[Model, Case], Frames]
+GenerateCase = partial[Frames]  # (model, case) -> frames; its keywords are the settings of sampling
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no motion adapter": {"still_scale": 0.0},
@@ -110,7 +110,8 @@ def customise_by_interpolation(generate_case: GenerateCase, judges: Judges, vide
     customised = customise_by_injection(video, item)
     file = item_folder(video, item) / "interpolation.json"
     chosen_for = {
-        "shares": list(SHARES), "judges": dict(judges.weight_hashes),
+        "shares": list(SHARES), "judges": dict(judges.weight_hashes), "sampling": dict(generate_case.keywords),
+        "versions": [SAMPLER_VERSION, METRIC_VERSION, WORLD_VERSION],
         "networks": [fingerprint(each.net) for each in (video, customised)],
     }  # fmt: skip
     earlier = json.loads(file.read_text()) if file.exists() else {}
