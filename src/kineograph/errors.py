@@ -11,9 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+LONG_WORD = re.compile(r"(\S{100})\S{900,}")  # no path and no value that a reader would want in a message
+
 
 class InputError(ValueError):
-    """Input that cannot be used. The message says what was expected, what came and what to do."""
+    """Input that cannot be used. The message says what was expected, what came and what to do.
+
+    Of words of a thousand characters, which damaged files have, the message has the beginning.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(LONG_WORD.sub(r"\1...", str(message)))
 
 
 class InputWarning(UserWarning):

@@ -112,6 +112,9 @@ def check_config(config: Config, kinds: Iterable[Any], file: Path) -> None:
             raise InputError(f"{file} is damaged: expected {name} to be {expected}, got {shown(value)}. Fetch it again")
         if types_ and (reason := _excess(name, value)):
             raise InputError(f"{file} is damaged: {name} is {shown(value)}, {reason}. Fetch it again")
+    end = config.get("eos_token_id", 0)
+    if "vocab_size" in config and type(end) is not int:  # of a text encoder, which looks for it in each text
+        raise InputError(f"{file} is damaged: expected eos_token_id to be an integer, got {shown(end)}. Fetch it again")
 
 
 class SettingType(NamedTuple):

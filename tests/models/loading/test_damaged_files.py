@@ -52,6 +52,8 @@ def test_mutated_file_is_loaded_or_refused(model_files: Mapping[str, ModelFile],
     [
         ("model_index.json", {"unet": 3}, r"model_index.json is damaged: expected unet to be a library and a class"),
         ("unet/config.json", {"block_out_channels": 3}, r"unet/config.json is damaged: .* block_out_channels .* got 3"),
+        ("text_encoder/config.json", {"eos_token_id": None}, "expected eos_token_id to be an integer, got None"),
+        ("model_index.json", {"text_encoder": ["transformers", "a" * 5000]}, r"of the kind a{100}\.\.\. expected CLIP"),
         ("unet/config.json", {"norm_eps": "x"}, r"unet/config.json is damaged: expected norm_eps to be float, got 'x'"),
         ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1000000000, which is more than 100"),
         ("unet/config.json", {"norm_num_groups": -4}, "norm_num_groups is -4, which is negative"),
