@@ -93,7 +93,7 @@ def test_streams_that_begin_at_any_time_miss_nothing(queue: JobQueue) -> None:
         job, other = submit(queue), submit(queue)
         claimed = claim(queue)
         for _ in range(10):
-            streams.append(asyncio.create_task(collect(feed.stream(job.id, 0))))
+            streams.append(asyncio.create_task(collect(feed.stream(job.id, 0, asyncio.Event()))))
             progress += 1
             queue.heartbeat(claimed, progress)
             await asyncio.sleep(0.003)
@@ -120,7 +120,7 @@ def test_one_query_serves_all_streams(queue: JobQueue, monkeypatch: pytest.Monke
 
     async def run() -> None:
         feed, job = EventFeed(queue), submit(queue)
-        streams = [asyncio.create_task(collect(feed.stream(job.id, 0))) for _ in range(50)]
+        streams = [asyncio.create_task(collect(feed.stream(job.id, 0, asyncio.Event()))) for _ in range(50)]
         while queries.count(job.id) < 50:
             await asyncio.sleep(0.001)
         queries.clear()
@@ -147,7 +147,7 @@ def test_a_slow_client_misses_nothing(queue: JobQueue, monkeypatch: pytest.Monke
         feed = EventFeed(queue)
         job, found = submit(queue), list[Event]()
         claimed, progress = claim(queue), 0.0
-        async for each in feed.stream(job.id, 0):
+        async for each in feed.stream(job.id, 0, asyncio.Event()):
             found.append(each)
             await asyncio.sleep(0.01)
             for _ in range(5 if progress < 15 else 0):
@@ -160,6 +160,17 @@ def test_a_slow_client_misses_nothing(queue: JobQueue, monkeypatch: pytest.Monke
 
     found = asyncio.run(run())
     assert found == queue.events(job_id=found[0].job_id)
+
+
+def test_a_stream_ends_with_the_server(queue: JobQueue) -> None:
+    async def run() -> list[Event]:
+        wake, job = asyncio.Event(), submit(queue)
+        stream = asyncio.create_task(collect(EventFeed(queue).stream(job.id, 0, wake)))
+        await no_events()
+        wake.set()
+        return await stream
+
+    assert [each.kind for each in asyncio.run(run())] == ["state"]
 
 
 def test_the_end_of_a_job_is_awaited_for_a_while(queue: JobQueue) -> None:

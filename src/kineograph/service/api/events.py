@@ -32,6 +32,7 @@ RETRY_SECONDS = 2.0  # after the queue could not be read
 PAGE = 1000  # events that are read at once
 MAX_PENDING = 1000  # events that wait for a slow client; it reads them from the queue then
 KEEP_ALIVE = 15  # seconds between two comments that keep a connection open
+CLOSE_SECONDS = 2  # that a stream has to end when the server stops
 MAX_NUMBER = 2**63 - 1
 
 router = APIRouter()
@@ -39,11 +40,11 @@ router = APIRouter()
 
 @dataclass(frozen=True, eq=False)
 class Subscription:
-    """New events of a job, for one stream. missed: True in it once there were too many."""
+    """New events of a job, for one stream. wake: set when there are some; missed: holds True if there were too many."""
 
+    wake: asyncio.Event
     pending: deque[Event] = field(default_factory=deque)
     missed: list[bool] = field(default_factory=list)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, event: Event) -> None:
         """Hand over an event."""
@@ -51,7 +52,7 @@ class Subscription:
             self.pending.append(event)
         else:
             self.missed[:] = [True]
-        self.arrived.set()
+        self.wake.set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +64,9 @@ class EventFeed:
     task: list[asyncio.Task[None]] = field(default_factory=list)
 
     @contextmanager
-    def subscribe(self, job_id: str) -> Iterator[Subscription]:
+    def subscribe(self, job_id: str, wake: asyncio.Event) -> Iterator[Subscription]:
         """Yield a subscription to the events of a job that are added within the block."""
-        subscription = Subscription()
+        subscription = Subscription(wake)
         self.subscriptions[job_id].append(subscription)
         if not self.task:
             self.task.append(asyncio.create_task(self._poll(self.queue.last_event())))
@@ -93,9 +94,12 @@ class EventFeed:
             if len(events) < PAGE:
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def stream(self, job_id: str, after: int) -> AsyncIterator[Event]:
-        """Yield the events of a job after the one of this number, until its final state."""
-        with self.subscribe(job_id) as subscription:
+    async def stream(self, job_id: str, after: int, wake: asyncio.Event) -> AsyncIterator[Event]:
+        """Yield the events of a job after the one of this number, until its final state.
+
+        wake: set by others to end the stream where no event is waiting.
+        """
+        with self.subscribe(job_id, wake) as subscription:
             final = False
             while True:
                 events = await run_in_threadpool(self.queue.events, after=after, job_id=job_id, limit=PAGE)
@@ -110,17 +114,19 @@ class EventFeed:
                         return
                     if not whole or subscription.missed:
                         break
-                    await subscription.arrived.wait()
-                    subscription.arrived.clear()
+                    await wake.wait()
+                    wake.clear()
                     events = [*subscription.pending]
                     subscription.pending.clear()
+                    if not events:
+                        return
                 subscription.missed.clear()
 
     async def wait(self, job: Job, seconds: float) -> Job:
         """Return a job once it is finished, or as it is after so many seconds."""
 
         async def end() -> None:
-            async for _ in self.stream(job.id, 0):
+            async for _ in self.stream(job.id, 0, asyncio.Event()):
                 pass
 
         with suppress(TimeoutError):
@@ -175,10 +181,12 @@ async def stream_events(
     job = await run_in_threadpool(service.find_job, video_id, owner)
     if job.finished and not await run_in_threadpool(service.queue.events, after=last_event_id, job_id=job.id, limit=1):
         return Response(status_code=204)
-    return EventSourceResponse(_as_messages(feed, job.id, last_event_id), ping=KEEP_ALIVE)
+    wake: Any = asyncio.Event()  # set by the response, too, when the server stops
+    messages = _as_messages(job.id, feed.stream(job.id, last_event_id, wake))
+    return EventSourceResponse(messages, ping=KEEP_ALIVE, shutdown_event=wake, shutdown_grace_period=CLOSE_SECONDS)
 
 
-async def _as_messages(feed: EventFeed, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    async for event in feed.stream(job_id, after):
+async def _as_messages(job_id: str, events: AsyncIterator[Event]) -> AsyncIterator[ServerSentEvent]:
+    async for event in events:
         data = json.dumps({"video_id": job_id, "at": event.at, **event.data})
         yield ServerSentEvent(data, event=event.kind, id=str(event.number))
