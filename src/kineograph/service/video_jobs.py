@@ -37,7 +37,7 @@ OF_WORKER = {"device", "dtype", "torch_dtype", "token", "cache_dir", "local_file
 }
 INPUTS = {"generate": "prompt", "animate": "image", "edit": "video"}  # without which there is no such job
 PREVIEW_SECONDS, PREVIEW_SHARE = 2.0, 0.05  # least time between two previews, and their largest share of the time
-THUMBNAIL = 320  # pixels
+THUMBNAIL, SPRITESHEET = 320, 1280  # pixels of the longer side, at most
 RECENT = 20  # jobs of a model whose median speed is expected of the next one
 
 
@@ -174,7 +174,8 @@ def encode_image(image: Image.Image) -> str:
 
 def _save(video: Video, part: Path) -> None:
     video.save(part / "video.mp4")
-    thumbnail = Image.fromarray(video.frames[0])
+    thumbnail, sheet = Image.fromarray(video.frames[0]), video.contact_sheet()
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     thumbnail.save(part / "thumbnail.webp", quality=80)
-    video.contact_sheet().save(part / "spritesheet.jpg", quality=85)
+    sheet.thumbnail((SPRITESHEET, SPRITESHEET))
+    sheet.save(part / "spritesheet.jpg", quality=85)
