@@ -41,7 +41,7 @@ LAYERS = (
 )
 OPENING = re.compile(r"(What|How|Which|Whether|Where|Who|When|By|Of|As|From|In)\b")
 TWICE = {"attach", "check", "loss", "sample", "run", "unread"}  # every method file has its own
-MOST_FILES, FULL, FULLER = 225, 14, 16  # 191 without the service and the OpenVINO engine
+MOST_FILES, FULL, FULLER = 235, 14, 16  # 191 without the service and the OpenVINO engine
 SHORT, MOST_SHORT = 60, 12
 MOST_PARAMETERS = 12
 
