@@ -15,6 +15,8 @@ from moved_clock import MovedClock
 from kineograph.errors import InputError
 from kineograph.service.database import MIGRATIONS, split_statements
 from kineograph.service.jobs import (
+    SHORT_COMMANDS,
+    VIDEO_COMMANDS,
     IdempotencyError,
     Job,
     JobRequest,
@@ -24,7 +26,7 @@ from kineograph.service.jobs import (
     UnknownJobError,
     new_job_id,
 )
-from kineograph.service.queue import JobQueue
+from kineograph.service.queue import PREVIEWS, JobQueue
 
 RESULT = {"width": 16, "height": 16}
 
@@ -467,7 +469,7 @@ def test_a_migration_happens_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monk
 CLAIM_ALL = """
 import json, sys
 from kineograph.service.jobs import JobRequest
-from kineograph.service.queue import JobQueue
+from kineograph.service.queue import PREVIEWS, JobQueue
 
 queue, claimed = JobQueue.open(sys.argv[1]), []
 while (job := queue.claim(sys.argv[2])) is not None:
@@ -500,3 +502,43 @@ def test_processes_share_a_queue(tmp_path: Path) -> None:
 def test_the_queue_imports_no_torch() -> None:
     code = "import sys, kineograph.service.queue; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_latest_previews_are_kept(queue: JobQueue) -> None:
+    queue.submit("ann", request())
+    job = claim(queue)
+    for number in range(PREVIEWS + 5):
+        queue.add_event(job, "preview", {"image": str(number)})
+    images = [each.data["image"] for each in queue.events(job_id=job.id) if each.kind == "preview"]
+    assert images == [str(number) for number in range(5, PREVIEWS + 5)]
+    assert len(states(queue, job)) == 2
+
+
+def test_short_jobs_are_claimed_apart_cost_no_turn_and_expire_soon(queue: JobQueue, clock: MovedClock) -> None:
+    video = queue.submit("ann", request())
+    check = queue.submit("ann", JobRequest("check", "pocket", {}))
+    assert check.id.startswith("check_")
+    found = queue.claim("worker", commands=SHORT_COMMANDS)
+    assert found is not None
+    assert found.id == check.id
+    assert queue.claim("worker", commands=SHORT_COMMANDS) is None
+    complete(queue, found)
+    other = queue.submit("bob", request())
+    assert [claim(queue).id, claim(queue).id] == [video.id, other.id]
+    clock.wait(queue.limits.short_seconds + 1)
+    assert queue.clean() == [check.id]
+    assert [each.id for each in queue.list_jobs(commands=VIDEO_COMMANDS, order="asc")] == [video.id, other.id]
+
+
+def test_clips_of_completed_jobs_are_kept_and_count(queue: JobQueue) -> None:
+    queue.submit("ann", request())
+    job = claim(queue)
+    clip = queue.files.clips(job.id) / "key" / "0000.safetensors"
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"clip")
+    assert complete(queue, job).bytes == len(b"frames") + len(b"clip")
+    queue.clean()
+    extension = queue.submit("ann", request())
+    queue.files.copy_clips(job.id, extension.id)
+    queue.delete(job.id)
+    assert (queue.files.clips(extension.id) / "key" / "0000.safetensors").read_bytes() == b"clip"

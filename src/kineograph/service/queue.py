@@ -44,6 +44,7 @@ from kineograph.service.jobs import (
 
 RECENT, USUAL_SECONDS = 20, 30.0  # jobs whose mean duration is the next one's, and a duration without any
 LONGEST_RETRY = 3600  # seconds
+PREVIEWS = 20  # of a job, that are kept
 NO_VALUES: Mapping[str, Any] = {}
 NO_LEASE: Mapping[str, Any] = {"lease_owner": None, "lease_start": None, "lease_end": None}
 EXPIRED = "state = 'in_progress' AND NOT (lease_start <= :now AND :now <= lease_end)"
@@ -334,10 +335,16 @@ class JobQueue:
             return _find_attempt(connection, job)
 
     def add_event(self, job: Job, kind: str, data: Mapping[str, Any]) -> None:
-        """Add an event of an attempt, such as a preview. Raises LostLeaseError."""
+        """Add an event of an attempt, such as a preview, of which the latest ones are kept. Raises LostLeaseError."""
         with self.database.transaction() as connection:
             _find_attempt(connection, job)
             self._add_event(connection, job.id, kind, data)
+            if kind == "preview":
+                connection.execute(
+                    "DELETE FROM events WHERE job_id = ?1 AND kind = ?2 AND number <= (SELECT number FROM events "
+                    "WHERE job_id = ?1 AND kind = ?2 ORDER BY number DESC LIMIT 1 OFFSET ?3)",
+                    (job.id, kind, PREVIEWS),
+                )
 
     def complete(self, job: Job, part: Path, result: Mapping[str, Any]) -> Job:
         """Complete an attempt: rename its folder to the job's result, and record facts about it.
