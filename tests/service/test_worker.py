@@ -256,7 +256,7 @@ def test_lack_of_memory_fails_a_job_once_other_models_are_unloaded(
         submit(queue, folder)
         run_next(queue, models)
     submit(queue, folders[0])
-    monkeypatch.setitem(worker.COMMANDS, "generate", full)  # type: ignore[misc]
+    monkeypatch.setattr(video_jobs, "run_all", full)
     job = run_next(queue, models)
     assert (job.state, job.error_code) == ("failed", "out_of_memory")
     assert calls == [2, 1]
