@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 GIGABYTE = 1e9
 RESTART_SECONDS = 5.0  # until a worker that ended is started again
+NICE = 10  # by which the server's own worker yields to it, so that it answers at once on a busy CPU
 CLOSE_SECONDS = 10  # that requests have to end when the server stops
 IDLE_SECONDS = 75  # for which a connection stays open: longer than nginx keeps its own
 log = logging.getLogger(__name__)
@@ -321,6 +322,8 @@ def worker(
 
     Ctrl-C and SIGTERM end the sampling step that is running; its job goes back to the queue.
     """
+    if stop_with_stdin and hasattr(os, "nice"):
+        os.nice(NICE)
     if memory is not None and not memory >= 0:
         raise InputError(f"`memory` is a number of gigabytes from 0, not {memory}")
     check_choice("`log_format`", log_format, ("plain", "json"))
