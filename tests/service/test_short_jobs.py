@@ -119,7 +119,7 @@ def test_uploads_are_limited(video: str, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "style.safetensors").write_bytes(b"no media")
     (tmp_path / "bad.png").write_bytes(b"no image")
     check_uploads([video, str(tmp_path / "style.safetensors")])
-    with pytest.raises(InputError, match=r"cannot read bad.png"):
+    with pytest.raises(InputError, match=r"cannot read .*bad.png"):
         check_uploads([str(tmp_path / "bad.png")])
     for name, value, message in (("MAX_PIXELS", 100, "frames of 32 x 16"), ("MAX_SECONDS", 0.1, "longer than")):
         with monkeypatch.context() as patch:

@@ -124,14 +124,11 @@ def check_uploads(files: Sequence[str]) -> None:
     for file in map(Path, files):
         if file.suffix.lower() not in MEDIA:
             continue
-        try:
-            footage = open_footage(file)
-        except InputError as error:
-            raise InputError(str(error).replace(str(file), file.name)) from error
+        footage = open_footage(file)
         if footage.width * footage.height > MAX_PIXELS or len(footage) > MAX_FRAMES:
             raise InputError(
-                f"{file.name} has {len(footage)} frames of {footage.width} x {footage.height}: an upload has at most "
+                f"{file} has {len(footage)} frames of {footage.width} x {footage.height}: an upload has at most "
                 f"{MAX_FRAMES} frames of {MAX_PIXELS:,} pixels; make it smaller or shorter"
             )
         if len(footage) / footage.fps > MAX_SECONDS:
-            raise InputError(f"{file.name} is longer than {MAX_SECONDS} seconds: cut it, and upload the part to use")
+            raise InputError(f"{file} is longer than {MAX_SECONDS} seconds: cut it, and upload the part to use")
