@@ -12,7 +12,7 @@ from kineograph.service.api import create_app, short_routes
 from kineograph.service.api.access import current_owner
 from kineograph.service.api.context import Service
 from kineograph.service.api.settings import ServeSettings
-from kineograph.service.jobs import SHORT_COMMANDS, Job, JobRequest, seed_of
+from kineograph.service.jobs import SHORT_COMMANDS, Job, JobRequest, seed_of, with_names
 from kineograph.service.queue import JobQueue
 
 FACTS = {"width": 128, "height": 128, "num_frames": 8, "fps": 4.0, "seed": 7, "engine": "torch"}
@@ -122,6 +122,8 @@ def test_a_remix_has_copies_of_the_uploads(client: TestClient, queue: JobQueue) 
     assert own.read_bytes() == b"image"
     other = client.post(f"/v1/videos/{source}/remix", files={"image": ("cat.png", b"cat", "image/png")}).json()["id"]
     assert Path(queue.get(other).options["image"]).read_bytes() == b"cat"
+    again = client.post(f"/v1/videos/{other}/remix", files={"image": ("cat.png", b"cat 2", "image/png")}).json()["id"]
+    assert Path(queue.get(again).options["image"]).read_bytes() == b"cat 2"
 
 
 def test_an_extension_has_further_clips_of_the_same_video(client: TestClient, queue: JobQueue) -> None:
@@ -324,3 +326,18 @@ def test_a_completed_video_is_edited_by_its_id(client: TestClient, queue: JobQue
     refused(client.post("/v1/videos/edits", json={**edit, "video": {"id": f"video_{'0' * 32}"}}), 404)
     for reference in ({}, {"id": 1}, {"id": source, "path": "/etc"}, None):
         refused(client.post("/v1/videos/edits", json={**edit, "video": reference}), 400)
+
+
+def test_messages_of_short_jobs_name_files_as_the_client_does(
+    client: TestClient, queue: JobQueue, worker: Callable[[dict[str, Any]], None]
+) -> None:
+    worker({"accepted": True, "warnings": []})
+    answer = client.post("/v1/check", data=PROMPT, files={"image": ("fish.png", b"image", "image/png")}).json()
+    job = queue.get(answer["id"])
+    assert with_names(job.options["options"]["image"], job) == "fish.png"
+    image = ("images", ("a fish.png", b"image", "image/png"))
+    sent = {"data": {"style": "ink"}, "files": [image], "headers": {"Idempotency-Key": "key"}}
+    first, second = (client.post("/v1/customisations", **sent).json()["id"] for _ in range(2))
+    assert first == second
+    assert [*queue.get(first).metadata["names"].values()] == ["a fish.png"]
+    assert [each.name for each in (queue.folder / "inputs").iterdir() if "customise" in each.name] == [first]

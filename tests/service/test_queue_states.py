@@ -108,7 +108,9 @@ class QueueMachine(RuleBasedStateMachine):
                 with pytest.raises(IdempotencyError):
                     self.queue.submit(owner, request)
             return multiple()
-        queued = [each.owner for each in self.expected.jobs.values() if each.state == "queued"]
+        short = command in SHORT_COMMANDS
+        waiting = [each for each in self.expected.jobs.values() if each.state == "queued"]
+        queued = [each.owner for each in waiting if (each.command in SHORT_COMMANDS) == short]
         if len(queued) >= LIMITS.queued or queued.count(owner) >= LIMITS.queued_per_owner:
             with pytest.raises(QueueFullError) as refused:
                 self.queue.submit(owner, request)

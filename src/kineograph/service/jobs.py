@@ -162,7 +162,7 @@ class QueueLimits:
     """Limits of a queue.
 
     Attributes:
-        queued: jobs that wait.
+        queued: jobs that wait; those of SHORT_COMMANDS are counted apart.
         queued_per_owner: those of one owner.
         lease_seconds: time after which a worker that sends no heartbeat counts as dead.
         failures: attempts that end with their worker, until the job fails.

@@ -143,7 +143,7 @@ class JobQueue:
                 if found:
                     self._check_repeated(connection, found[0], digest)
                     return found[0]
-            self._check_room(connection, owner)
+            self._check_room(connection, owner, request.command)
             names = ", ".join(values)
             connection.execute(f"INSERT INTO jobs ({names}) VALUES ({_marks(values)})", tuple(values.values()))
             return self._changed(connection, str(values["id"]))
@@ -426,8 +426,11 @@ class JobQueue:
                 "send the same request, or another key"
             )
 
-    def _check_room(self, connection: sqlite3.Connection, owner: str) -> None:
-        query = "SELECT count(*), coalesce(sum(owner = ?), 0) FROM jobs WHERE state = 'queued'"
+    def _check_room(self, connection: sqlite3.Connection, owner: str, command: str) -> None:
+        """Raise QueueFullError where too many jobs wait; short jobs and others are counted apart."""
+        kind = _is_one_of("command", SHORT_COMMANDS)
+        kind = kind if command in SHORT_COMMANDS else f"NOT {kind}"
+        query = f"SELECT count(*), coalesce(sum(owner = ?), 0) FROM jobs WHERE state = 'queued' AND {kind}"
         waiting, own = connection.execute(query, (owner,)).fetchone()
         if waiting >= self.limits.queued:
             whose = f"the queue holds {waiting} jobs"

@@ -26,7 +26,7 @@ from kineograph.models.memory import explain_too_large, measure, predict_peak
 from kineograph.options import changed
 from kineograph.plan import Combination
 from kineograph.service.attempts import Attempt
-from kineograph.service.jobs import JobRequest
+from kineograph.service.jobs import JobRequest, with_names
 from kineograph.service.limited import UPLOAD_LIMITS, Limits, check_uploads, run_limited
 from kineograph.service.loaded_models import device_memory
 from kineograph.service.video_jobs import encode_image, expected_seconds, list_uploads, read_call, read_request
@@ -56,7 +56,7 @@ def run_check(attempt: Attempt) -> dict[str, Any]:
         result = {"accepted": False, "error": str(error)}
     if "num_frames" in result:
         result["expected_seconds"] = expected_seconds(attempt.queue, given["model"], result)
-    return _without_files(attempt, result)
+    return _without_files(attempt, with_names(result, attempt.job))
 
 
 def run_inspect(attempt: Attempt) -> dict[str, Any]:

@@ -5,6 +5,7 @@ They are jobs of the same queue. A request for a video names a completed one by 
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -18,7 +19,7 @@ from kineograph.service.api.context import CUSTOMISE, Service
 from kineograph.service.api.responses import ApiError
 from kineograph.service.api.video_object import VideoError
 from kineograph.service.api.videos import MAX_LISTED, POLL_HEADER, DeletedVideo, IdempotencyKey, InService, Owner
-from kineograph.service.jobs import MAX_TEXT, Job, JobRequest, JobState, new_job_id
+from kineograph.service.jobs import MAX_TEXT, Job, JobRequest, JobState, new_job_id, to_json
 
 DEFAULT_MODEL = "pocket-video"
 MAX_IMAGES, MAX_WORDS, MAX_PROMPT = 50, 200, 1000  # characters of a subject, and of a prompt
@@ -148,16 +149,19 @@ def _submit(service: Service, owner: str, body: Body, key: str | None) -> Job:
     uploads = service.queue.files.inputs(new_job_id(*CUSTOMISE)).resolve()
     options = fields.model_dump(exclude_none=True, exclude={"model"})
     try:
-        digests = [
-            store_file(each.file, uploads, each.name, each.type, service.settings.max_upload_bytes).sha256
+        stored = [
+            store_file(each.file, uploads, each.name, each.type, service.settings.max_upload_bytes)
             for each in body.uploads
         ]
+        sent = {"options": options, "model": fields.model, "images": [each.sha256 for each in stored]}
+        names = {str(file.path): each.name for file, each in zip(stored, body.uploads, strict=True)}
         request = JobRequest(
             *CUSTOMISE,
             service.models[fields.model].source,
             options,
-            {"model": fields.model, "images": digests},
+            {"model": fields.model, "names": names},
             idempotency_key=key,
+            sent_sha256=hashlib.sha256(to_json(sent).encode()).hexdigest(),
             job_id=uploads.name,
         )
         job = service.queue.submit(owner, request)

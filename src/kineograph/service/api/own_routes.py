@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kineograph.errors import InputError, shown
 from kineograph.service.api.bodies import Body, InBody, Upload, form_schema
-from kineograph.service.api.context import ADAPTER_FILE, CUSTOMISE, Service
+from kineograph.service.api.context import Service
 from kineograph.service.api.fields import UPLOADS
 from kineograph.service.api.responses import ApiError
 from kineograph.service.api.video_object import VideoObject
@@ -27,7 +26,7 @@ from kineograph.service.api.videos import (
     answer,
     submit_video,
 )
-from kineograph.service.jobs import MAX_PRIORITY, VIDEO_COMMANDS, Job, UnknownJobError, seed_of
+from kineograph.service.jobs import MAX_PRIORITY, VIDEO_COMMANDS, Job, UnknownJobError, seed_of, with_names
 
 # fields of a request that replace those of the video that it changes, and those that they stand for
 REPLACED: Mapping[str, Sequence[str]] = {
@@ -157,10 +156,12 @@ def _submit_changed(service: Service, owner: str, video_id: str, body: Body, key
     replaced = given | {name for field in given & REPLACED.keys() for name in REPLACED[field]}
     fields = {name: each for name, each in source_fields(service, source).items() if name not in replaced}
     with ExitStack() as opened:
-        folder = service.queue.files.inputs(source.id)
+        folder, new = service.queue.files.inputs(source.id).resolve(), {each.name for each in body.uploads}
+        files = {with_names(str(file), source): file for file in (folder.iterdir() if folder.is_dir() else ())}
         uploads = [
-            Upload(UPLOADS, "", file.name, "", opened.enter_context(file.open("rb")))
-            for file in (sorted(folder.iterdir()) if folder.is_dir() else ())
+            Upload(UPLOADS, "", name, "", opened.enter_context(file.open("rb")))
+            for name, file in files.items()
+            if name not in new
         ]
         changed = Body({**fields, **body.values}, [*uploads, *body.uploads], body.is_form)
         return submit_video(service, owner, changed, key=key, source_id=source.id)
@@ -168,27 +169,12 @@ def _submit_changed(service: Service, owner: str, video_id: str, body: Body, key
 
 def source_fields(service: Service, job: Job) -> dict[str, Any]:
     """Return the fields of a request for the same video: names in place of the server's paths, and its seed."""
-    folders = [service.queue.files.inputs(job.id).resolve()]
-    if service.settings.opened_folder is not None:
-        folders.append(service.settings.opened_folder.resolve())
-    fields = {name: _named(value, folders) for name, value in job.options.items()}
+    fields = with_names(job.options, job)
     names = {each.source: name for name, each in service.models.items()}
     if "video_model" in fields:
         fields["video_model"] = names.get(fields["video_model"], fields["video_model"])
     model = job.metadata.get("model", names.get(job.model, job.model))
     return {"seed": (job.result or {}).get("seed", seed_of(job.id)), **fields, "model": model, "command": job.command}
-
-
-def _named(value: Any, folders: Sequence[Path]) -> Any:
-    """Return a value in which paths of files in these folders are their names there."""
-    if isinstance(value, str) and Path(value).name == ADAPTER_FILE and Path(value).parent.name.startswith(CUSTOMISE):
-        return Path(value).parent.name
-    if isinstance(value, str):
-        inside = [folder for folder in folders if value.startswith(f"{folder}/")]
-        return Path(value).relative_to(inside[0]).as_posix() if inside else value
-    if isinstance(value, list):
-        return [_named(each, folders) for each in value]
-    return {key: _named(each, folders) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _extended(source: Job, extension: Extension) -> dict[str, Any]:

@@ -167,7 +167,8 @@ def _submit_check(service: Service, owner: str, body: Body) -> Job:
     with _removed_unless_submitted(uploads):
         video = build_request(service.fields, body, folders)
         options = {"command": video.command, "model": video.model, "options": {**video.options}}
-        return service.queue.submit(owner, JobRequest("check", video.model, options, job_id=uploads.name))
+        request = JobRequest("check", video.model, options, video.metadata, job_id=uploads.name)
+        return service.queue.submit(owner, request)
 
 
 def _submit_for_file(service: Service, owner: str, command: str, body: Body, options: Mapping[str, Any]) -> Job:
@@ -183,15 +184,15 @@ def _submit_for_file(service: Service, owner: str, command: str, body: Body, opt
     with _removed_unless_submitted(uploads):
         if video_id is None:
             (upload,) = body.uploads
-            limit = service.settings.max_upload_bytes
+            name, limit = upload.name, service.settings.max_upload_bytes
             file = str(store_file(upload.file, uploads, upload.name, upload.type, limit).path)
         else:
             video = service.find_job(str(video_id), owner)
             if video.state != "completed":
                 message = f"{video.id} is {video.state} and has no content: wait until it is completed"
                 raise ApiError(409, "video_not_ready", message, "video_id")
-            file = str(service.queue.files.results(video.id).resolve() / FILES["video"][0])
-        request = JobRequest(command, NO_MODEL, {**options, "file": file}, job_id=uploads.name)
+            name, file = video.id, str(service.queue.files.results(video.id).resolve() / FILES["video"][0])
+        request = JobRequest(command, NO_MODEL, {**options, "file": file}, {"names": {file: name}}, job_id=uploads.name)
         return service.queue.submit(owner, request)
 
 
