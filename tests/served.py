@@ -1,11 +1,17 @@
-"""A REST service for tests: a server at a free port, jobs that end without a worker, and errors in the envelope."""
+"""A REST service for tests: servers in a thread or a process, jobs that end without a worker, and errors."""
 
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from fastapi import FastAPI
 
@@ -30,6 +36,28 @@ def served(app: FastAPI) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the command; yield the process and its URL."""
+    command = [sys.executable, "-m", "kineograph", "serve", str(folder), "--port", "0", "--device", "cpu", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                break
+        else:
+            pytest.fail("".join(lines))
+        # a full pipe would stop the server
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        try:
+            yield process, found[0]
+        finally:
+            process.kill()
 
 
 def complete(queue: JobQueue, **facts: Any) -> Job:

@@ -1,20 +1,15 @@
 """The command `kineograph serve` as a process: a video from a real worker, and how both processes end."""
 
-import os
-import re
 import signal
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from models.conftest import sd
+from served import serving
 
 from kineograph.cli.serve import name_models, read_settings
 from kineograph.errors import InputError
@@ -35,27 +30,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     sd().save_pretrained(folder)
     return str(folder)
-
-
-@contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the command; yield the process and its URL."""
-    command = [sys.executable, "-m", "kineograph", "serve", str(folder), "--port", "0", "--device", "cpu", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                break
-        else:
-            pytest.fail("".join(lines))
-        try:
-            yield process, found[0]
-        finally:
-            process.kill()
-            process.stderr.close()
 
 
 def wait_for_no_worker(queue: JobQueue) -> None:
