@@ -135,7 +135,7 @@ def test_metrics_are_for_owners_that_are_named(
 ) -> None:
     ann, prometheus = (add_token(tmp_path / "tokens", owner) for owner in ("ann", "prometheus"))
     client = client_of(queue, ServeSettings(token_file=tmp_path / "tokens", metrics_owners=("prometheus",)))
-    caplog.set_level(logging.INFO, "kineograph.service")
+    caplog.set_level(logging.DEBUG, "kineograph.service")
     for token, status in ((ann, 403), (prometheus, 200), ("none", 401)):
         assert client.get("/metrics", headers={"Authorization": f"Bearer {token}"}).status_code == status
     assert [each.get("owner") for each in values_of(caplog)] == ["ann", "prometheus", None]

@@ -26,6 +26,7 @@ OPTIONAL = {
     "cv2": ("OpenCV", "--control canny, kineograph evaluate and kineograph curate", "control"),
     "rembg": ("rembg", "--foreground-masks rembg", "saliency"),
     "scenedetect": ("PySceneDetect", "kineograph curate", "data"),
+    "fastapi": ("FastAPI", "kineograph serve", "serve"),
     "ray": ("Ray", "kineograph curate with several processes", "data"),
 }
 TESTED_TORCH = "2.13.0"  # the version of CI and of constraints-lowest.txt

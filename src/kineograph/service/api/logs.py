@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 
@@ -87,7 +88,8 @@ class RequestLog:
         if not self.log_prompts:
             values.pop("prompt", None)
         text = " ".join(f"{name}={each!r}" if name == "prompt" else f"{name}={each}" for name, each in values.items())
-        log.log(logging.DEBUG if values["route"] in PUBLIC_PATHS else logging.INFO, text, extra={"values": values})
+        frequent = values["route"] in PUBLIC_PATHS or (values["method"] == "GET" and values["status"] == HTTPStatus.OK)
+        log.log(logging.DEBUG if frequent else logging.INFO, text, extra={"values": values})
 
 
 def _describe(scope: Scope, submitted: Sequence[Job]) -> dict[str, Any]:
