@@ -37,6 +37,7 @@ def video_model(model):
     return replace(model, net=videocrafter.attach(model.net.image_unet, config).eval())
 
 
+@pytest.mark.slow
 def test_text2video_zero(model, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLES / "text2video_zero.py"))
     video = example["generate"](model, "a red fish", num_frames=3, steps=4)
@@ -53,6 +54,7 @@ def test_controlnet(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sigma 0.00" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_freenoise(video_model, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLES / "freenoise.py"))
     video = example["generate"](

@@ -160,6 +160,7 @@ def test_a_file_holds_the_options_of_a_run(run: Run, settings: Path, tmp_path: P
     assert (made["prompt"], made["seed"], made["guidance_scale"], made["num_frames"]) == ("a cat", 4, 3.5, 2)
 
 
+@pytest.mark.slow
 def test_a_list_of_prompts_in_a_file_makes_a_video_each(run: Run, settings: Path) -> None:
     result = run("generate", "--config", settings, "--set", "prompt=[a fish, a cat]", "--set", "output=")
     assert result.out.split() == ["outputs/a-fish_3.mp4", "outputs/a-cat_4.mp4"], result.err

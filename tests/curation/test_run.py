@@ -73,6 +73,7 @@ def copied_output(output: Path, tmp_path: Path) -> Path:
     return shutil.copytree(output, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_clips_are_counted_and_dropped_files_are_named(output) -> None:
     manifest = read_manifest(output)
     assert manifest["files"] == {"videos": 12, "pictures": 2, "broken": 3, "left_out": 1}

@@ -127,6 +127,7 @@ def test_errors_of_clip_options(asked, said, models) -> None:
         kg.generate(models["videocrafter"][0], "a fish", **FEW, **asked)
 
 
+@pytest.mark.slow
 def test_the_command_generates_and_replays_clips(run: Run, video: Model, tmp_path: Path) -> None:  # noqa: F811
     folder = kg.save(video, tmp_path / "video")
     few = ["--steps", 2, "--device", "cpu", "--seed", 3, "-n", 3, "--clips", 2, "--then", "a car", "--clip-overlap", 1]

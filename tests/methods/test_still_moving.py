@@ -123,6 +123,7 @@ def dog(tmp_path_factory: pytest.TempPathFactory, video: Path, lora: dict[str, T
     return adapter_files.save_customised_adapter(net, lora, file, subject=SUBJECT, image="sea", video="waves")
 
 
+@pytest.mark.slow
 def test_a_motion_adapter_file_is_small_and_round_trips_with_its_description(video: Path, still: Path) -> None:
     with safe_open(still, "pt") as file:
         about = json.loads(file.metadata()[adapter_files.HEADER])

@@ -64,6 +64,7 @@ def test_scores_have_values_errors_counts_and_protocols(sets, reported) -> None:
     assert (sample["videos"], sample["frames"], sample["fps"]) == (20, [2, 2], [8, 8])
 
 
+@pytest.mark.slow
 def test_fvd_of_a_set_against_itself_is_0(sets) -> None:
     ours, _, extractors = sets
     (found,) = evaluate([ours], extractors=extractors, metrics=[], against=ours)
@@ -72,6 +73,7 @@ def test_fvd_of_a_set_against_itself_is_0(sets) -> None:
     assert all("against themselves" in named[f"{name} (c3d)"].doubt for name in ("FVD", "KVD"))
 
 
+@pytest.mark.slow
 def test_distances_stand_beside_those_of_the_real_videos_and_their_doubts(sets, tmp_path) -> None:
     ours, theirs, extractors = sets
     (found,) = evaluate([ours], extractors=extractors, metrics=[], against=theirs)
@@ -126,6 +128,7 @@ def real_videos(folder, extractors):
     return measure_videos(collect_videos(folder), extractors)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_clusters(sets, tmp_path) -> None:
     ours, theirs, extractors = sets
     table = tmp_path / "videos.csv"
@@ -147,6 +150,7 @@ def test_errors_are_those_of_clusters(sets, tmp_path) -> None:
         read_clusters(table, "adapter")
 
 
+@pytest.mark.slow
 def test_few_videos_cause_warnings(sets) -> None:
     ours, theirs, extractors = sets
     with pytest.warns(InputWarning, match="20 against 20 videos: below 1000 it is too large"):

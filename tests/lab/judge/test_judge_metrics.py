@@ -39,6 +39,7 @@ def fvd_of_degraded(extractor, real, others, degrade, degrees):
     ]
 
 
+@pytest.mark.slow
 def test_distances_rise_with_damage_on_a_few_clips() -> None:
     extractor, clips = load_extractor("pocket"), [render_clip(shot) for shot in islice(sample_shots(7), 4)]
     for name in ("blur", "frozen frames"):

@@ -221,6 +221,7 @@ def test_studies_are_left_out_without_a_motion_adapter(
     assert len(summary) == 3 and all("has no motion adapter" in str(each.message) for each in summary)
 
 
+@pytest.mark.slow
 def test_motion_scale_study_of_the_space_time_model(plain_video, judges) -> None:
     study = motion_scales.space_time_motion_scale_study(plain_video, judges, 100, 1)
     assert study.analysis.name == motion_scales.SPACE_TIME_ANALYSIS.name == "motion-scale-pocket-space-time"

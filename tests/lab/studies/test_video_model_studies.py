@@ -47,6 +47,7 @@ def test_decoded_latents_equal_the_generated_video(model: Model) -> None:  # noq
 
 
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
+@pytest.mark.slow
 def test_animated_videos_depend_on_the_image_and_on_how_it_is_used(animator: Model) -> None:  # noqa: F811
     (case,) = moving_cases(1)
     images = np.random.default_rng(0).integers(255, size=(2, 1, *animator.default_size, 3), dtype=np.uint8)

@@ -123,6 +123,7 @@ def use_few_degradations(monkeypatch) -> dict:
     return degrees
 
 
+@pytest.mark.slow
 def test_fvd_study(judges: Judges, model: Model, tmp_path, monkeypatch):  # noqa: F811
     degrees = use_few_degradations(monkeypatch)
     study = degraded_videos.fvd_study(model, judges, 1, None)
@@ -208,6 +209,7 @@ def test_flicker_ignores_a_constant_difference():
     assert temporal_decoder.flicker(flickering, clip) == 10
 
 
+@pytest.mark.slow
 def test_pan_and_zoom_study(model: Model, judges: Judges, tmp_path, monkeypatch):  # noqa: F811
     with pytest.raises(NotTrainedError, match="--stages vidrd_panned,vidrd_unpanned"):
         pan_and_zoom.load_pan_and_zoom_model(model, tmp_path / "vidrd_panned.safetensors")

@@ -170,6 +170,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(each, weights[name]) for name, each in one.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_model_decodes_with_it_and_saves_it(sd_folder, trained, tmp_path) -> None:
     plain, model = load(sd_folder, dtype="float32"), load(sd_folder, decoder=trained, dtype="float32")
     latents = 0.2 * torch.randn(1, 5, 4, 8, 8)

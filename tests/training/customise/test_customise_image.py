@@ -257,6 +257,7 @@ def test_the_file_has_the_trained_weights(learn: Learn, tiny: Model, few: Path, 
     )
 
 
+@pytest.mark.slow
 def test_a_whole_network_is_saved_as_a_diffusers_folder(learn: Learn, tiny: Model, tmp_path: Path) -> None:
     learn(**WHOLE)
     final = tmp_path / "out" / "final"
@@ -475,6 +476,7 @@ def test_invalid_words(tiny: Model) -> None:
     check_prompt_contains(SUBJECT, "A  SKS dog surfing")
 
 
+@pytest.mark.slow
 def test_a_style_is_learnt_from_one_image(tiny: Model, few: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes((few / "0.png").read_bytes())

@@ -155,6 +155,7 @@ def test_an_existing_motion_adapter_is_used(waves: Path, few: Path, done: tuple[
     assert equal(load_file(output / "adapter.safetensors"), load_file(again / "adapter.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_motion_adapter_alone(
     video: Model, waves: Path, done: tuple[Path, list[PhaseProgress]], tmp_path: Path
 ) -> None:
@@ -329,6 +330,7 @@ def test_natural_videos_from_a_folder(learn: Learn, video: Model, few: Path, tmp
         natural_videos.prepare_natural_videos(video, given, few)
 
 
+@pytest.mark.slow
 def test_generated_natural_videos_are_saved_and_shared(video: Model, tmp_path: Path) -> None:
     wanted = natural_videos.prepare_natural_videos(video, settings(natural_folder=tmp_path / "shared"), None)
     first = [*natural_videos.natural_samples(wanted, tmp_path / "one")]

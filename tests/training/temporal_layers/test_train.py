@@ -97,6 +97,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # -- a whole training
 
 
+@pytest.mark.slow
 def test_output_files(whole: Whole) -> None:
     settings, steps = whole
     assert [(each.stage, each.progress.step) for each in steps] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
@@ -323,12 +324,14 @@ def gradients(settings: VideoTrainingSettings) -> tuple[dict[str, Tensor], dict[
     return losses, {name: each for name, each in zip(kept, found, strict=True) if each is not None}, size
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_only_the_memory(tell: Tell) -> None:
     kept, recomputed_ = gradients(tell()), gradients(tell(gradient_checkpointing=True))
     assert equal(kept[0], recomputed_[0]) and equal(kept[1], recomputed_[1])
     assert recomputed_[2] < 0.25 * kept[2]
 
 
+@pytest.mark.slow
 def test_training_with_gradient_checkpointing_is_the_same(whole: Whole, tell: Tell) -> None:
     again = tell(gradient_checkpointing=True)
     trained(again)
@@ -520,6 +523,7 @@ def written(settings: VideoTrainingSettings, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_reports_its_progress(run: Run, tell: Tell, tmp_path: Path) -> None:
     file = written(tell(stages=ONE), tmp_path / "settings.yaml")
     status, out, err = run("train", file, "training.log_every=1")

@@ -78,6 +78,7 @@ def came_to(start: running.PreparedTraining, batch: VideoBatch) -> float:
     return float(denoising_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"])
 
 
+@pytest.mark.slow
 def test_a_video_model_keeps_its_temporal_layers(video_folder: Path, data: Path, tmp_path: Path) -> None:
     settings = told(video_folder, data, tmp_path / "out", layers=None, noise_ratio=None, stages=ONE)
     before = load(video_folder, device="cpu", dtype="float32").net.state_dict()
