@@ -81,12 +81,12 @@ LONG = RecipeSettings(
     wide=True,
     text=StagePlan(minutes=7, lr=1e-3, batch=256, steps=1_000, decay=0.7),
     unet=StagePlan(
-        minutes=780, lr=1.2e-3, batch=64, steps=62_500, warmup=200, decay=0.25, ema=0.9995, report_steps=4_000
+        minutes=200, lr=1.2e-3, batch=64, steps=16_000, warmup=200, decay=0.25, ema=0.9995, report_steps=2_000
     ),
     # Two to three times the steps that the minutes above gave on that machine.
     control=StagePlan(minutes=39, lr=2e-3, batch=32, steps=4_000, report_steps=2_000),
-    edit=StagePlan(minutes=99, lr=2e-3, batch=32, steps=10_000, report_steps=2_500),
-    text_to_video=StagePlan(minutes=270, lr=2e-3, batch=4, steps=9_000, decay=0.5, ema=0.999, report_steps=1_500),
+    edit=StagePlan(minutes=60, lr=2e-3, batch=32, steps=6_000, report_steps=2_000),
+    text_to_video=StagePlan(minutes=195, lr=2e-3, batch=4, steps=6_500, decay=0.5, ema=0.999, report_steps=1_300),
     image_reading=StagePlan(minutes=30, lr=2e-3, batch=48, steps=1_500, report_steps=750),
     image_to_video=StagePlan(minutes=60, lr=1e-3, batch=4, steps=2_000, report_steps=1_000),
     motion_adapter=StagePlan(minutes=20, lr=2e-3, batch=4, steps=700),
