@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,15 @@ def test_a_tensor_larger_than_its_file_is_damage(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(number, huge, 1))
     with pytest.raises(InputError, match=r"old\.pt is damaged: it states a tensor of 4,000,000,000,000,000 bytes"):
         read_content(file)
+
+
+def test_a_damaged_length_allocates_no_more_than_the_file_has(tmp_path: Path) -> None:
+    """Found by tools/fuzz.py: a text of 4 GB in a pickle of a few bytes."""
+    file = tmp_path / "old.ckpt"
+    file.write_bytes(b"\x80\x02X\xff\xff\xff\xffname" + bytes(100))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"old\.ckpt is a damaged or truncated torch file"):
+        read_content(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -235,7 +236,7 @@ def _unpickled(path: Path) -> Any:
         _refuse_compressed(path)
         try:
             # a path would make torch judge the format by the file name
-            with path.open("rb") as file, torch.serialization.safe_globals([ParameterDict]):
+            with BoundedReader(path) as file, torch.serialization.safe_globals([ParameterDict]):
                 return _as_dict(torch.load(file, map_location="cpu", weights_only=True))
         except pickle.UnpicklingError as error:
             raise _code_error(path, error) from error
@@ -244,6 +245,19 @@ def _unpickled(path: Path) -> Any:
             if size and int(size[1]) > MAX_UNPACKED * path.stat().st_size:
                 raise InputError(f"{path} is damaged: it states a tensor of {int(size[1]):,} bytes") from error
             raise
+
+
+class BoundedReader(io.BufferedReader):
+    """A file of which no more is asked for than it has: Python allocates what a damaged length asks for, gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return at most so many bytes; all that are left if the size is negative or None."""
+        left = max(0, self.size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _refuse_compressed(path: Path) -> None:
@@ -269,7 +283,7 @@ def _as_dict(content: Any) -> Any:
 def _code_error(path: Path, error: pickle.UnpicklingError) -> InputError:
     """Return the error for a pickle that would import more than tensors; it names the imports if they are known."""
     try:
-        with path.open("rb") as file:
+        with BoundedReader(path) as file:
             wanted = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except READ_ERRORS:  # torch cannot list those of its old format, nor of a damaged one
         wanted = str(error).partition("GLOBAL ")[2].partition(" ")[0]
