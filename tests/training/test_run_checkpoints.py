@@ -17,6 +17,7 @@ from torch import nn
 
 from kineograph.errors import InputError, InputWarning
 from kineograph.training import Log, TrainingSettings, fit, latest_checkpoint, load_weights
+from kineograph.training.logs import open_log
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and limits processes")
 CHOSEN = TrainingSettings(
@@ -209,3 +210,14 @@ def test_a_finished_run_does_no_more_steps(tmp_path: Path) -> None:
 def test_a_log_without_files_writes_nothing() -> None:
     Log().write(1, {"loss": 1.0})
     Log().write_image(1, "a fish", np.zeros((2, 2, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"step": ' + "1" * 5000 + "}", '{"step": [1]}', '{"step": null}', "["]
+)
+def test_a_damaged_line_of_the_log_is_dropped(tmp_path: Path, line: str) -> None:
+    """Found by tools/fuzz.py: deep nesting, long numbers and other types ended a training that was resumed."""
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with open_log(tmp_path, 2):
+        pass
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n'

@@ -15,7 +15,8 @@ import pickle
 import re
 import types
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -25,6 +26,7 @@ import torch
 from accelerate import init_empty_weights
 from pydantic import BaseModel, ValidationError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from kineograph.errors import MAX_JSON_BYTES, InputError, InputWarning, check_plain_value, in_one_line, shown
@@ -47,7 +49,8 @@ INFINITE = ("lambda_min_clipped",)  # settings of schedulers that may be infinit
 JSON_TYPES = {bool, int, float, str, types.NoneType}
 MAX_SETTING = 1_000_000  # of sizes and numbers of things in a configuration
 MAX_LAYERS = 100  # of a block; a network of more would take minutes to build
-LIMITS = {"layers": MAX_LAYERS, "blocks": MAX_LAYERS, "image_size": 4096}  # of settings with this in their names
+# of settings with this in their names
+LIMITS = {"layers": MAX_LAYERS, "blocks": MAX_LAYERS, "image_size": 4096, "downscale_factor": 64}
 PLAIN = ""  # the variant of files without one in their names
 PREFERRED = "fp16"
 # tensors that files have beside those of a network: tables, and layers of the whole CLIP model
@@ -264,10 +267,29 @@ def read_network(
     return network.eval()
 
 
+class _EmptyOnMeta(TorchFunctionMode):
+    """Places what `torch.empty` returns on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
+        placed = {"device": "meta"} if func is torch.empty and (kwargs or {}).get("device") is None else {}
+        return func(*args, **{**(kwargs or {}), **placed})
+
+
+@contextmanager
+def empty_weights() -> Iterator[None]:
+    """Have networks made inside without memory: weights on the meta device, buffers as they are.
+
+    accelerate's `init_empty_weights` allocates each weight first, of whatever size a damaged file states.
+    """
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
+        yield
+
+
 def empty_network(kind: type[Network], config: Config, what: str) -> Network:
     """Return a network of diffusers on the meta device. what: the files of the configuration, for the error."""
     untyped: Any = kind
-    with as_input_error(f"{what} is no {kind.__name__}, or damaged"), init_empty_weights(include_buffers=False):
+    with as_input_error(f"{what} is no {kind.__name__}, or damaged"), empty_weights():
         network = untyped.from_config(config)
     _check_blocks(network, what)
     return network
@@ -309,7 +331,7 @@ def empty_transformer(kind: type[Network], folder: Path) -> Network:
     """Return a network of transformers on the meta device, with the configuration in a folder."""
     read_config(folder, kind)
     untyped: Any = kind
-    with as_input_error(f"{folder} is no {kind.__name__}, or damaged"), init_empty_weights(include_buffers=False):
+    with as_input_error(f"{folder} is no {kind.__name__}, or damaged"), empty_weights():
         return untyped(untyped.config_class.from_pretrained(folder))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kineograph.errors import InputError, parse_json
 from kineograph.media.files import append_text, replace_atomically
 
 LossSums = Mapping[str, tuple[float, int]]  # loss -> its sum since the last line, and the number of steps in it
@@ -78,11 +79,12 @@ def _open_board(folder: Path, step: int) -> Any:
 
 
 def _step_of(line: str) -> float:
-    """Return the step of a line; infinity for an incomplete line."""
+    """Return the step of a line; infinity for an incomplete or damaged one."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        step = parse_json(line, "a line of the log")["step"] if line.endswith("\n") else None
+    except (InputError, LookupError, TypeError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def add_losses(sums: LossSums, losses: Mapping[str, float]) -> LossSums:

@@ -1,11 +1,14 @@
 """ControlNets of a model: sources, checks against its U-Net, and errors for those that are missing."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, T2IAdapter
 from models.conftest import sd
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 import kineograph as kg
 from kineograph.errors import InputError
@@ -37,6 +40,33 @@ def test_controlnet_from_a_single_file(tmp_path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not a ControlNet for the model's architecture.* tensors are called x"):
         kg.load(base, controlnet=tmp_path / "other.safetensors")
+
+
+def test_sizes_that_a_damaged_file_states_are_not_allocated(tmp_path) -> None:
+    """Found by tools/fuzz.py: a convolution with as many channels as a cut one has values, of 27 GB."""
+    net = ControlNetModel.from_unet(sd().unet, conditioning_embedding_out_channels=(4, 8))
+    tensors = net.state_dict()
+    name = "controlnet_cond_embedding.blocks.1.weight"
+    save_file({**tensors, name: torch.zeros(10**6)}, tmp_path / "cut.safetensors")
+    sizes = []
+
+    class Allocations(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if func is torch.empty and not made.is_meta:
+                sizes.append(made.numel())
+            return made
+
+    with Allocations(), pytest.raises(InputError, match="is a ControlNet for another architecture, or damaged"):
+        kg.load(sd(), controlnet=tmp_path / "cut.safetensors")
+    assert max(sizes, default=0) < 10**7
+
+    folder = tmp_path / "t2i"
+    T2IAdapter(channels=[32, 64], num_res_blocks=1).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"downscale_factor": 65536}))
+    with pytest.raises(InputError, match="downscale_factor is 65536, which is more than 64"):
+        kg.load(sd(), controlnet=folder)
 
 
 def test_controlnet_of_another_architecture_is_refused(tmp_path) -> None:

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 
 from kineograph.errors import InputError, in_one_line
 from kineograph.models.conditioning.resampler import ResamplerConfig, add_resampler
 from kineograph.models.formats.tensor_files import Tensors, preview_names
-from kineograph.models.network_folders import MAX_LAYERS, read_config, read_json, validated
+from kineograph.models.network_folders import MAX_LAYERS, empty_weights, read_config, read_json, validated
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
@@ -56,7 +55,7 @@ def empty_video_unet(
     image: Mapping[str, Any], temporal: TemporalConfig, resampler: ResamplerConfig | None = None
 ) -> VideoUNet:
     """Return a video U-Net on the meta device, except for buffers that no checkpoint holds; see `load_tensors`."""
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         unet = UNet2DConditionModel(**image)
         if resampler is not None:
             add_resampler(unet, resampler)

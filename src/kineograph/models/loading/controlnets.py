@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import ControlNetModel, MultiAdapter, MultiControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.hooks import Network, is_offloaded, refuse_offloaded, refuse_unused_hooks
 from kineograph.models.loading.components import Components, Pipeline, quiet_loading
 from kineograph.models.lora_layers import original_state
-from kineograph.models.network_folders import read_json, read_network
+from kineograph.models.network_folders import empty_weights, read_json, read_network
 from kineograph.models.placement import Placement, placed
 from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.supported_layers import check_attention_processors
@@ -161,7 +160,7 @@ def _controlnet_from_tensors(tensors: dict[str, Tensor], unet: UNet2DConditionMo
     }
     if not is_original:
         config |= _attention_config(tensors, len(unet.config.down_block_types))
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         net = ControlNetModel(**config)
     names = ldm.controlnet_key_map(net) if is_original else key_map.identity_key_map(net.state_dict())
     if added_to_unet:
@@ -231,7 +230,7 @@ def _t2i_adapter_from_tensors(tensors: dict[str, Tensor], unet: UNet2DConditionM
         blocks = max(1, len(parts) // (len(unet.config.block_out_channels) + int(is_xl)))
         widths = [len(body[f"body.{number}.block1.weight"]) for number in parts[::blocks]]
     kind = "light_adapter" if is_light else "full_adapter_xl" if is_xl else "full_adapter"
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         net = T2IAdapter(
             in_channels=unshuffled // (XL_PIXELS if is_xl else PIXELS),
             channels=widths[:-1] if is_light else widths,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 import diffusers
-from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -32,7 +31,7 @@ from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components, read_index, read_scheduler, read_unet
-from kineograph.models.network_folders import check_config, read_json
+from kineograph.models.network_folders import check_config, empty_weights, read_json
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import built_in_model, built_in_names
 from kineograph.models.schedule import Schedule
@@ -93,7 +92,7 @@ def add_motion_module(components: Components, source: MotionSource, hub_options:
             "trained with the betas of a discrete schedule: take an image model with such a schedule, as Stable "
             "Diffusion has"
         )
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         layers = TemporalLayers(unet, motion.config)
     what = f"the temporal layers of {motion.name} do not fit this image network"
     key_map.load_tensors(layers, motion.tensors, motion.key_map(layers, motion.tensors), what)

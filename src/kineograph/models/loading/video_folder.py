@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict
 from torch import nn
@@ -40,7 +39,15 @@ from kineograph.models.conditioning.resampler import (
     resampler_config,
 )
 from kineograph.models.formats import adapter_files, key_map, tensor_files
-from kineograph.models.network_folders import Record, read_config, read_json, read_network, read_record, validated
+from kineograph.models.network_folders import (
+    Record,
+    empty_weights,
+    read_config,
+    read_json,
+    read_network,
+    read_record,
+    validated,
+)
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
@@ -99,7 +106,7 @@ def read_temporal_decoder(folder: Path) -> TemporalDecoder:
 def _empty_layers(what: str) -> Iterator[None]:
     """Build layers on the meta device, and turn errors of torch's layers for sizes that do not fit into InputError."""
     try:
-        with init_empty_weights(include_buffers=False):
+        with empty_weights():
             yield
     except InputError:
         raise

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.formats.vidrd import temporal_conv_entry
 from kineograph.models.loading import single_file, video_folder
-from kineograph.models.network_folders import empty_network, read_config, read_json, read_network
+from kineograph.models.network_folders import empty_network, empty_weights, read_config, read_json, read_network
 from kineograph.models.vae.autoencoder import VAE, VAES
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
@@ -81,7 +80,7 @@ def read_vidrd_decoder(tensors: Tensors, source: str) -> TemporalDecoder:
             f"{known_configurations.describe_tensors(tensors, 'decoder')}"
         )
     description = f"{source} looks like VidRD's temporal decoder"
-    with architecture.report_missing_tensors(convs, description), init_empty_weights(include_buffers=False):
+    with architecture.report_missing_tensors(convs, description), empty_weights():
         layers = TemporalDecoder(_config(convs))
     key_map.load_tensors(layers, convs, vidrd_key_map(layers), f"{description}, but does not fit one")
     return layers.eval()
@@ -228,7 +227,7 @@ def _empty_taesd(tensors: Tensors) -> AutoencoderTiny:
     named = _to_diffusers(tensors)
     with architecture.report_missing_tensors(tensors, "the file looks like TAESD"):
         channels = [named[name].shape[dimension] for name, dimension in TAESD_LATENTS.items() if name in named]
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         return AutoencoderTiny(**({"latent_channels": channels[0]} if channels else {}))
 
 
