@@ -184,3 +184,15 @@ def test_equal_prompts_of_a_list_are_different_videos(model: kg.Model, work: Pat
     assert not np.array_equal(first.frames, second.frames)
     again = kg.generate(model, ["a red fish", "a red fish"], keep_clips=work, **few)
     assert [each.digest for each in again] == [first.digest, second.digest]
+
+
+def test_the_state_that_a_kill_left_behind_is_removed(
+    model: kg.Model, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by tools/kill_runs.py: killed after a clip is written, before its predecessor's state is removed."""
+    with monkeypatch.context() as patch:
+        patch.setattr("kineograph.generation.clip_files.ClipFiles._remove_state", lambda *_: None)
+        generate(model, clips=2, keep_clips=work)
+    assert len(load_file(files(work)[0])) > 1
+    generate(model, keep_clips=work)
+    assert [len(load_file(each)) > 1 for each in files(work)] == [False, False, True]

@@ -94,10 +94,11 @@ class ClipFiles:
             )
         return kept and kept.seed
 
-    def load(self, prompts: Sequence[str], num_clips: int) -> list[GeneratedClip]:
+    def load(self, prompts: Sequence[str], num_clips: int, *, prune: bool = False) -> list[GeneratedClip]:
         """Load the finished clips, of at most so many, the last with its state; none if their prompts differ.
 
-        Clips after a missing or damaged one do not count. prompts: of each clip of the request.
+        Clips after a missing or damaged one do not count. prompts: of each clip of the request. prune: remove the
+        states that a run left behind which was killed in `save`.
         """
         found: list[KeptClip] = []
         for number, prompt in enumerate(prompts[:num_clips]):
@@ -107,6 +108,8 @@ class ClipFiles:
             if kept.prompt != prompt:
                 return []
             found.append(kept)
+        for number, kept in enumerate(found[:-1] if prune else []):
+            self._remove_state(number, kept)
         clips = [GeneratedClip(each.tensors["frames"].numpy()[None], ClipState(k)) for k, each in enumerate(found, 1)]
         if found and len(found) < num_clips:
             if "noise" not in found[-1].tensors:  # its state was pruned: a longer video went on from a later clip
@@ -124,7 +127,11 @@ class ClipFiles:
         self._write(number, KeptClip(prompt, seed, {"frames": frames, **_state_tensors(clip.state)}))
         before = _read(self._file(number - 1)) if number else None
         if before is not None:
-            self._write(number - 1, before._replace(tensors={"frames": before.tensors["frames"]}))
+            self._remove_state(number - 1, before)
+
+    def _remove_state(self, number: int, kept: KeptClip) -> None:
+        if kept.tensors.keys() != {"frames"}:
+            self._write(number, kept._replace(tensors={"frames": kept.tensors["frames"]}))
 
     def _write(self, number: int, kept: KeptClip) -> None:
         facts = {"prompt": kept.prompt, "seed": kept.seed, "clip": number}

@@ -148,7 +148,7 @@ def run_with_files(plan: Plan, number: int, on_step: OnStep | None = None) -> Vi
     with files.lock() as locked:
         if plan.options["seed"] is None and (seed := files.recorded_seed()) is not None:
             plan = replace(plan, seeds=(seed,))
-        clips = files.load(prompts, plan.options["clips"])
+        clips = files.load(prompts, plan.options["clips"], prune=locked)
         state = clips[-1].state if clips else ClipState()
         for latents, after in _sample_clips(plan, on_step, state, may_continue=lambda clip, num_clips: True):
             (frames,) = collect_frames(_decode(plan, latents))
