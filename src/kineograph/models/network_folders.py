@@ -24,12 +24,21 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 import numpy as np
 import torch
 from accelerate import init_empty_weights
+from diffusers import ModelMixin
 from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from kineograph.errors import MAX_JSON_BYTES, InputError, InputWarning, check_plain_value, in_one_line, shown
+from kineograph.errors import (
+    MAX_JSON_BYTES,
+    InputError,
+    InputWarning,
+    check_plain_value,
+    in_one_line,
+    is_out_of_memory,
+    shown,
+)
 from kineograph.models.formats.tensor_files import Tensors, as_input_error, preview_names, read_header
 
 # with the numbers of a shard before the variant, as older versions of diffusers wrote them, or after it
@@ -231,7 +240,7 @@ def read_network(
     Warns of tensors that the network does not have. Raises InputError if tensors are missing, which the libraries would
     replace by random ones.
     """
-    read_config(folder, kind)
+    config = read_config(folder, kind)
     untyped: Any = kind
     options: dict[str, Any] = {"variant": choose_variant(folder, variant), "local_files_only": True}
     options |= {} if dtype is None else {"dtype": dtype}
@@ -242,6 +251,11 @@ def read_network(
     with as_input_error(f"{folder} is incomplete or damaged, or no {kind.__name__}"):
         try:
             network, found = untyped.from_pretrained(folder, output_loading_info=True, **options)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error) and issubclass(kind, ModelMixin):  # of a size that a damaged file states?
+                for file, header in headers.items():
+                    _check_shapes(empty_network(kind, config, str(folder)), header or {}, file)
+            raise
         except (OSError, pickle.UnpicklingError) as error:
             if _is_of_unpickling(error):
                 raise InputError(
@@ -308,9 +322,9 @@ def _check_blocks(network: nn.Module, what: object) -> None:
 
 
 def _check_shapes(network: nn.Module, header: Tensors, file: Path) -> None:
-    """Raise InputError if tensors of a file have other shapes than those of a network of transformers.
+    """Raise InputError if tensors of a file have other shapes than those of a network.
 
-    transformers finds it too, but only after it made random tensors of any size in their place.
+    The libraries find it too, but only after they made tensors of any size in their place.
     """
     expected = {PREFIX_OF_CLIP.sub("", name): each.shape for name, each in network.state_dict().items()}
     other = "text_model." if "Vision" in type(network).__name__ else "vision_model."  # a file of both has both prefixes

@@ -69,6 +69,20 @@ def test_sizes_that_a_damaged_file_states_are_not_allocated(tmp_path) -> None:
         kg.load(sd(), controlnet=folder)
 
 
+def test_lack_of_memory_for_sizes_that_the_weights_do_not_have_is_damage(folder, monkeypatch) -> None:
+    config = json.loads((folder / "config.json").read_text())
+
+    def lack(*args, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 154618822656 bytes")
+
+    monkeypatch.setattr(ControlNetModel, "from_pretrained", lack)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        kg.load(sd(), controlnet=folder)
+    (folder / "config.json").write_text(json.dumps(config | {"conditioning_embedding_out_channels": [4, 65536]}))
+    with pytest.raises(InputError, match="does not fit the configuration beside it: 3 tensors have other shapes"):
+        kg.load(sd(), controlnet=folder)
+
+
 def test_controlnet_of_another_architecture_is_refused(tmp_path) -> None:
     other = sd(reads=16).unet
     ControlNetModel.from_unet(other, conditioning_embedding_out_channels=(4, 8)).save_pretrained(tmp_path / "foreign")

@@ -24,7 +24,7 @@ from kineograph.errors import InputError
 from kineograph.methods.videocrafter import loss, sample
 from kineograph.models.conditioning.condition import Condition
 from kineograph.models.schedule import PARAMETERISATIONS, Schedule
-from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.temporal.config import TemporalConfig, TransformerConfig, split_heads
 from kineograph.models.temporal.layers import RelativePositions, TemporalAttention, TemporalTransformer
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
@@ -196,3 +196,9 @@ def test_sampling_equals_the_sampler() -> None:
     assert torch.equal(
         final_latents(sample(denoise, noise, sigmas, sampler=ddim)), final_latents(ddim(denoise, 14.6 * noise, sigmas))
     )
+
+
+def test_more_heads_than_channels_are_refused() -> None:
+    """Found by tools/fuzz.py: a width of 0 was a ZeroDivisionError."""
+    with pytest.raises(InputError, match="255 attention heads for 8 channels"):
+        split_heads(TransformerConfig(heads=255), 8)

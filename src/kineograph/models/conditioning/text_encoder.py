@@ -39,7 +39,7 @@ class TextEncoder:
     @property
     def max_tokens(self) -> int:
         """Number of tokens of a chunk, including the start and end tokens."""
-        return min(self.tokenizer.model_max_length, self.network.config.max_position_embeddings)
+        return int(min(self.tokenizer.model_max_length, self.network.config.max_position_embeddings))  # some are floats
 
 
 class Chunk(NamedTuple):

@@ -369,7 +369,7 @@ def open_tokenizer(folder: Path, pad_token: str | None = None) -> CLIPTokenizer:
     numbers = {name: getattr(tokenizer, name) for name in (*SPECIAL_TOKENS, "model_max_length")}
     for name, value in numbers.items():
         least = MIN_TOKENS if name == "model_max_length" else 0
-        if not isinstance(value, int | float) or value < least:
+        if not isinstance(value, int | float) or value < least or value % 1:  # some have 1e30 for no limit
             raise InputError(f"{folder} holds a damaged tokenizer: its {name} is {shown(value)}. Fetch it again")
     return tokenizer
 

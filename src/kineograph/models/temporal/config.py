@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from kineograph.errors import shown
+from kineograph.errors import InputError, shown
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
 Count = Annotated[int, Field(ge=1, le=100)]  # of layers: a network of more would take minutes to build
@@ -170,8 +170,16 @@ class TemporalConfig(BaseModel):
 
 
 def split_heads(config: TransformerConfig | AttentionConfig, channels: int) -> tuple[int, int]:
-    """Return the number of attention heads, and the width of each, in a layer with these channels."""
+    """Return the number of attention heads, and the width of each, in a layer with these channels.
+
+    Raises InputError for more heads than channels.
+    """
     heads = config.heads or channels // (config.head_width or channels)
+    if not 0 < heads <= channels:
+        raise InputError(
+            f"the temporal layers have {heads} attention heads for {channels} channels: their configuration is damaged "
+            "or for another image network"
+        )
     return heads, config.head_width or channels // heads
 
 
