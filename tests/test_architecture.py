@@ -13,7 +13,8 @@ TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in FI
 NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
 # Function: autograd's; TextIOWrapper: a standard stream of the program
 KINDS_OF_CLASS = {
-    "NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function", "TyperGroup", "TextIOWrapper", "TorchDispatchMode",
+    "NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function", "TyperGroup", "TextIOWrapper", "BufferedReader",
+    "TorchDispatchMode", "TorchFunctionMode", "Formatter", "Exception", "Webhook",
 }  # fmt: skip
 # diffusers' name; a property of a declared option; a permission of `replay`, as trust_remote_code of transformers;
 # options of `kineograph bench`

@@ -149,6 +149,7 @@ def settings(sd_folder: Path, tmp_path: Path) -> Path:  # noqa: F811
     return file
 
 
+@pytest.mark.slow
 def test_a_file_holds_the_options_of_a_run(run: Run, settings: Path, tmp_path: Path) -> None:
     result = run("generate", "--config", settings)
     assert (result.status, result.out) == (0, "fish.gif\n"), result.err

@@ -105,6 +105,7 @@ def test_several_controls_add_up(model, maps, tmp_path: Path) -> None:
         kg.generate(model, "a fish", control={"seg-map": maps, "canny-map": wide}, **FEW)
 
 
+@pytest.mark.slow
 def test_a_guided_video_is_replayed_and_a_changed_control_is_named(model, maps, tmp_path: Path) -> None:
     video = kg.generate(model, "a fish", control={"seg-map": maps}, **FEW)
     assert json.loads(json.dumps(video.settings)) == video.settings
@@ -144,6 +145,7 @@ def test_errors_of_controls(model, maps, control, how, said) -> None:
         kg.generate(model, "a fish", control=named, **FEW, **how)
 
 
+@pytest.mark.slow
 def test_an_edit_keeps_length_rate_and_shape_and_follows_its_input(editor, tmp_path: Path) -> None:
     one, other = (Video(frames(3, seed, width=32), 5).save(tmp_path / str(seed)) for seed in (0, 1))
     edited = kg.edit(editor, one, "make it snow", **FEW)

@@ -261,6 +261,7 @@ def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Pat
     assert np.array_equal(kg.replay(path, trust=True).frames, calm.frames)
 
 
+@pytest.mark.slow
 def test_a_motion_scale_without_an_adapter_is_an_error_with_a_hint(video: Path) -> None:
     with pytest.raises(InputError, match=r"waves has no motion adapter, .*`motion_adapter`"):
         kg.generate(kg.load(video), "a fish", motion_strength=0.0, **FEW)

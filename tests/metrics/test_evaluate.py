@@ -167,6 +167,7 @@ def test_few_videos_cause_warnings(sets) -> None:
         assert compute_scores(one, extractors, [], real) == []
 
 
+@pytest.mark.slow
 def test_truncated_videos_are_left_out(tmp_path, network) -> None:
     folder = folder_of(tmp_path / "set", 3, frames=30)
     found, extractors = collect_videos(folder), load_extractors([f"torchscript:{network}"])
@@ -178,6 +179,7 @@ def test_truncated_videos_are_left_out(tmp_path, network) -> None:
     assert [problem.name for problem in seen.problems] == ["1.mp4"]
 
 
+@pytest.mark.slow
 def test_equal_videos_give_equal_reports(reported, sets) -> None:
     path, _ = reported
     ours, theirs, extractors = sets

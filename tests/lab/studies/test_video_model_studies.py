@@ -40,6 +40,7 @@ def test_moving_cases_have_one_moving_subject_and_a_still_camera() -> None:
     assert not {case.prompt for case in cases} & {case.prompt for case in held_out_cases(30)}
 
 
+@pytest.mark.slow
 def test_decoded_latents_equal_the_generated_video(model: Model) -> None:  # noqa: F811
     (case,) = moving_cases(1)
     frames = sample.decode_frames(model, sample.sample_latents(model, case, steps=2))
@@ -111,6 +112,7 @@ def test_two_models_study(tmp_path) -> None:
     assert len({record["steady"] for record in records.values()}) == 3
 
 
+@pytest.mark.slow
 def test_two_models_options_are_used_and_recorded_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     image, video = describe("pocket"), describe("pocket-video")
     assert image is not None and video is not None

@@ -142,6 +142,7 @@ def test_fvd_study(judges: Judges, model: Model, tmp_path, monkeypatch):  # noqa
     assert len(study.arms["FVD"](study.cases[:1])[0]) == len(degrees)
 
 
+@pytest.mark.slow
 def test_set_distances_equal_those_of_the_features(extractor: Extractor, monkeypatch):
     clips = [render_clip(case.shot, 4) for case in moving_cases(4)]
     records = [

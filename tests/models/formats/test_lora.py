@@ -211,6 +211,7 @@ def test_loras_add_up_and_a_scale_of_zero_changes_nothing(make_sd, parts, tmp_pa
     assert torch.equal(estimate(both.unload_lora_weights()), estimate(make_sd()))
 
 
+@pytest.mark.slow
 def test_lora_takes_the_dtype_of_the_network(sd_folder, parts, tmp_path) -> None:
     save_file(kohya("lora_unet", parts["unet"], alpha=RANK), tmp_path / "a.safetensors")
     model = load(sd_folder, lora=tmp_path / "a.safetensors", dtype="bfloat16", device="cpu")

@@ -137,6 +137,7 @@ def test_sites_of_each_family() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_frame_rate_changes_the_result_and_follows_sdxls_embedding() -> None:
     net = randomised(with_temporal_layers(CONFIGS["videocrafter t2v"]))
     slower = replace(COND, embedding=torch.tensor([[4.0], [16.0]]))

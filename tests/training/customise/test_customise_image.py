@@ -243,6 +243,7 @@ def test_a_lora_is_loaded_by_kineograph_and_diffusers(
     assert (card["name"], card["words"], card["model"]["name"]) == (SUBJECT, ["sks"], tiny.name)
 
 
+@pytest.mark.slow
 def test_the_file_has_the_trained_weights(learn: Learn, tiny: Model, few: Path, tmp_path: Path) -> None:
     """They are in half precision, with alpha over rank multiplied in."""
     learn(lora={"alpha": 3.0, "rank": 2})

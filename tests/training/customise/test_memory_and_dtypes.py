@@ -66,6 +66,7 @@ def parameter_dtypes(network: nn.Module) -> set[torch.dtype]:
 @pytest.mark.filterwarnings("ignore:float16 is slow")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("changes", [{}, WHOLE, {"lora": {"text_rank": 2}}], ids=["lora", "whole", "with text"])
+@pytest.mark.slow
 def test_without_mixed_precision_all_weights_are_float32(sd_folder: Path, dtype: str, changes: dict) -> None:
     """As on Apple's GPUs, for which a model is opened in float16."""
     model = open_model(sd_folder, dtype)

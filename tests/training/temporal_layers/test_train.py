@@ -170,6 +170,7 @@ def test_a_killed_training_resumes_to_the_same_weights(whole: Whole, tell: Tell)
     assert equal(*map(load_file, files))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_resumes_to_the_same_weights(whole: Whole, tell: Tell) -> None:
     for each in train(prepare_training(tell())):
         if each.progress.step == 2:
@@ -266,6 +267,7 @@ def test_images_give_temporal_layers_no_gradient(tell: Tell) -> None:
     assert [name for name in gradients["video"] if name.startswith("temporal.")]
 
 
+@pytest.mark.slow
 def test_a_long_caption_is_truncated(tell: Tell) -> None:
     model = prepare_training(tell()).model
     long = " ".join(["fish"] * 40)  # of four tokens each

@@ -142,6 +142,7 @@ def test_the_image_projection_can_be_trained(animator_folder: Path, data: Path, 
     assert any("encoder_hid_proj" in name for name in touched(start, shown))
 
 
+@pytest.mark.slow
 def test_sdxl_is_conditioned_on_size_and_frame_rate(sdxl_folder: Path, data: Path, tmp_path: Path) -> None:
     settings = told(sdxl_folder, data, tmp_path / "out", stages=ONE, caption_dropout=0.0)
     start, batch = first_batch(settings)

@@ -175,7 +175,7 @@ def split_heads(config: TransformerConfig | AttentionConfig, channels: int) -> t
     Raises InputError for more heads than channels.
     """
     heads = config.heads or channels // (config.head_width or channels)
-    if not 0 < heads <= channels:
+    if config.head_width is None and heads > channels:
         raise InputError(
             f"the temporal layers have {heads} attention heads for {channels} channels: their configuration is damaged "
             "or for another image network"
