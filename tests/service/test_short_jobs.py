@@ -163,7 +163,7 @@ def stop() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_has_limits(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_process_has_limits() -> None:
     few = Limits(20, 1 << 28)
     assert run_limited(wait, {"seconds": 0.1}, few, lambda: None) == 0.1
     with pytest.raises(InputError, match="more than 0.5 seconds"):
@@ -178,7 +178,6 @@ def test_a_process_has_limits(capfd: pytest.CaptureFixture[str]) -> None:
         run_limited(die, {"status": 1}, few, lambda: None)
     with pytest.raises(RuntimeError, match="traceback is in the log"):
         run_limited(wait, {"seconds": "a"}, few, lambda: None)
-    assert "TypeError" in capfd.readouterr().err
     with pytest.raises(TimeoutError, match="stopped"):
         run_limited(wait, {"seconds": 60}, few, stop)
     with pytest.raises(TimeoutError, match="stopped"):
