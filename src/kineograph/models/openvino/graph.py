@@ -45,7 +45,7 @@ class Graph:
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs, float32, for tensors of the shapes that the graph was converted for."""
-        arrays = [each.float().contiguous().numpy() for each in tensors]
+        arrays = [each.float().contiguous().numpy(force=True) for each in tensors]  # also of a tensor with gradients
         try:
             request = self._requests.get_nowait()
         except Empty:
