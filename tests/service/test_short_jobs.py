@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from models.conftest import sd
 from PIL import Image
+from service.limited_calls import die, interrupt, take, wait
 
 from kineograph.errors import InputError
 from kineograph.media.video import Video
@@ -137,25 +138,6 @@ def run(queue: JobQueue, models: LoadedModels, request: JobRequest) -> Job:
     assert job is not None
     run_job(queue, models, job, threading.Event())
     return queue.get(job.id)
-
-
-def wait(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
-
-
-def take(size: int) -> int:
-    return len(bytearray(size))
-
-
-def die(status: int) -> None:
-    os._exit(status) if status else os.abort()
-
-
-def interrupt() -> bool:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(os.getpid(), number)
-    return True
 
 
 def stop() -> None:
