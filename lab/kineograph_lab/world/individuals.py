@@ -50,9 +50,9 @@ class Individual:
     def eye(self, x: float, y: float, r: float) -> list[Part]:
         """Return an eye that looks to the front."""
         if self.eyes == "bead":
-            return [Part(ellipse(x, y, 0.72 * r, 0.72 * r), "black"), Part(ellipse(x + 0.2 * r, y - 0.25 * r, 0.25 * r, 0.25 * r), "white")]
+            return [Part(ellipse(x, y, 0.72 * r, 0.72 * r), "black", "eye"), Part(ellipse(x + 0.2 * r, y - 0.25 * r, 0.25 * r, 0.25 * r), "white")]
         size = 1.2 * r if self.eyes == "wide" else r
-        parts = [Part(ellipse(x, y, size, size), "white"), Part(ellipse(x + 0.3 * size, y, 0.55 * size, 0.55 * size), "black")]
+        parts = [Part(ellipse(x, y, size, size), "white", "eye"), Part(ellipse(x + 0.3 * size, y, 0.55 * size, 0.55 * size), "black")]
         if self.eyes == "sleepy":
             parts.append(Part(ellipse(x, y - 0.62 * size, 1.1 * size, 0.62 * size), "dark"))
         return parts
@@ -62,15 +62,15 @@ class Individual:
         s, a = size, self.accent
         if self.accessory == "hat":
             brim, crown = ellipse(x, y, 1.1 * s, 0.22 * s), polygon((x - 0.6 * s, y), (x - 0.55 * s, y - s), (x + 0.55 * s, y - s), (x + 0.6 * s, y))
-            return [Part(crown, a), Part(brim, a)]
+            return [Part(crown, a, "hat"), Part(brim, a, "hat")]
         if self.accessory == "bow":
             wings = [polygon((x, y - 0.3 * s), (x + k * s, y - 0.8 * s), (x + k * s, y + 0.2 * s)) for k in (-1, 1)]
-            return [*(Part(w, a) for w in wings), Part(ellipse(x, y - 0.3 * s, 0.28 * s, 0.28 * s), a)]
+            return [*(Part(w, a, "hat") for w in wings), Part(ellipse(x, y - 0.3 * s, 0.28 * s, 0.28 * s), a, "hat")]
         if self.accessory == "crown":
             points = ((-0.8, 0), (-0.9, -0.9), (-0.4, -0.45), (0, -1.05), (0.4, -0.45), (0.9, -0.9), (0.8, 0))
-            return [Part(polygon(*((x + s * u, y + s * v) for u, v in points)), a)]
+            return [Part(polygon(*((x + s * u, y + s * v) for u, v in points)), a, "hat")]
         if self.accessory == "cone":
-            return [Part(polygon((x - 0.6 * s, y), (x, y - 1.5 * s), (x + 0.6 * s, y)), a), Part(star(x, y - 1.5 * s, 0.35 * s, 0.15 * s, 5), "white")]
+            return [Part(polygon((x - 0.6 * s, y), (x, y - 1.5 * s), (x + 0.6 * s, y)), a, "hat"), Part(star(x, y - 1.5 * s, 0.35 * s, 0.15 * s, 5), "white", "hat")]
         return []
 
 

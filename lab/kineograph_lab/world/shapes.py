@@ -19,11 +19,22 @@ _WEIGHTS = 0.5 * np.stack([-_STEPS + 2 * _STEPS**2 - _STEPS**3, 2 - 5 * _STEPS**
                            _STEPS + 4 * _STEPS**2 - 3 * _STEPS**3, -(_STEPS**2) + _STEPS**3], 1)  # fmt: skip
 
 
+PART_NAMES = (
+    "body", "head", "tail", "leg", "ear", "eye", "wing", "fin", "beak", "trunk", "claw", "wheel", "window", "sail", "arm", "stem",
+    "leaf", "base",
+)  # fmt: skip
+COVERS = ("hat", "petal")  # names of parts that hide others and are not counted
+
+
 class Part(NamedTuple):
-    """A filled outline and its paint: a name, or (red, green, blue)."""
+    """A filled outline, its paint (a name, or (red, green, blue)) and the anatomical part that it draws.
+
+    name: one of PART_NAMES or COVERS; "" for a detail, which belongs to the part that it is painted on.
+    """
 
     outline: Outline
     paint: str | tuple[int, int, int]
+    name: str = ""
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Outline:

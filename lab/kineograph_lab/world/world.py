@@ -9,7 +9,7 @@ Names of fields (`ShotSpec.things`) are keys of cached data and of training pool
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, sin
@@ -22,7 +22,7 @@ from kineograph_lab.world import painting
 from kineograph_lab.world.individuals import sample_individual
 from kineograph_lab.world.painting import SIDE, SUPERSAMPLING
 from kineograph_lab.world.scenery import SCENERY, SceneryLayer
-from kineograph_lab.world.shapes import Outline
+from kineograph_lab.world.shapes import Outline, Part
 from kineograph_lab.world.subjects import SUBJECT_PARTS
 
 
@@ -156,8 +156,18 @@ def camera_shift(shot: ShotSpec, time: float) -> float:
     return CAMERA_SPEEDS[shot.camera] * time
 
 
+def subject_parts(subject: Subject) -> list[Part]:
+    """Return the parts of a subject in its own frame, from back to front."""
+    return SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))
+
+
 def render(shot: ShotSpec, time: float = 0.0) -> np.ndarray:
     """Return the frame at a time in seconds, uint8 [128, 128, 3]."""
+    return render_parts(shot, [subject_parts(subject) for subject in shot.things], time)
+
+
+def render_parts(shot: ShotSpec, parts_of_subjects: Sequence[list[Part]], time: float = 0.0) -> np.ndarray:
+    """Return the frame at a time in seconds with these parts of each subject, uint8 [128, 128, 3]."""
     image, draw = painting.new_canvas()
     shift, scale = camera_shift(shot, time), SIDE * SUPERSAMPLING
     back = painting.BACKDROP_PAINTERS[shot.style]
@@ -165,8 +175,7 @@ def render(shot: ShotSpec, time: float = 0.0) -> np.ndarray:
         colours = painting.part_colours(layer.parts, painting.PAINTS)
         back(draw, [((p.outline - (shift, 0)) * scale, c) for p, c in zip(layer.parts, colours, strict=True)])
     covers = []
-    for subject in shot.things:
-        parts = SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))
+    for subject, parts in zip(shot.things, parts_of_subjects, strict=True):
         axes, centre = placement(subject, time, shift)
         outlines = [(part.outline @ axes + centre) * scale for part in parts]
         colours = painting.part_colours(parts, painting.subject_paints(subject.colour, subject.individual))
