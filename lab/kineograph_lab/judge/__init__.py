@@ -1,5 +1,5 @@
-"""The judge: networks that recognise subject, colour, scene, style, individual, motion and geometry in generated frames.
+"""The judge: networks that recognise subject, colour, scene, style, individual, motion, geometry and anatomy in frames.
 
-`networks.py` and `geometry.py` hold the networks and load their weights, `training.py` trains them on rendered images and
-clips, `metrics.py` offers them to `kineograph evaluate`.
+`networks.py`, `geometry.py` and `parts.py` hold the networks and load their weights, `training.py` and `parts_training.py`
+train them on rendered images and clips, `metrics.py` offers them to `kineograph evaluate`.
 """

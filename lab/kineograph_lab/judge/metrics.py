@@ -14,6 +14,7 @@ from kineograph.metrics.collection import DecodedVideo
 from kineograph.metrics.features import EVENLY_SPACED, Extractor, Frames, NamedValues, VideoFeatures
 from kineograph.metrics.video_metrics import ALIGNMENT, MOTION, VideoMetric
 from kineograph.models.loading.provenance import fingerprint
+from kineograph_lab.judge import parts
 from kineograph_lab.judge.networks import CLIP_SIDE, NUM_FRAMES, SIDE, Judge, load_judge, resize_images
 from kineograph_lab.recipe.images import to_tensor
 from kineograph_lab.world import captions
@@ -29,8 +30,8 @@ def open_pocket_extractor() -> Extractor:
 
 
 def open_pocket_metric() -> VideoMetric:
-    """Return the video metric of the judge that ships with the laboratory."""
-    return judge_metric(load_judge())
+    """Return the video metric of the judge that ships with the laboratory, with its judge of anatomy if that ships."""
+    return judge_metric(load_judge(), parts.load_parts_network() if parts.WEIGHTS.exists() else None)
 
 
 def judge_extractor(judge: Judge) -> Extractor:
@@ -55,11 +56,12 @@ def judge_extractor(judge: Judge) -> Extractor:
     return Extractor(POCKET, fingerprint(judge), resize, NUM_FRAMES, EVENLY_SPACED, MIN_FRAMES, extract)
 
 
-def judge_metric(judge: Judge) -> VideoMetric:
+def judge_metric(judge: Judge, anatomy: parts.PartsNetwork | None = None) -> VideoMetric:
     """Return the accuracies of what a prompt of the pocket world names: subject, colour, scene and motion.
 
     They correspond to EvalCrafter's detection, colour and action recognition. The first three are shares of frames, the
-    last a share of the parts of the video with a prompt of their own.
+    last a share of the parts of the video with a prompt of their own. With a judge of anatomy there is also the share of
+    frames in which the parts of the first subject that the prompt names are right.
     """
 
     def measure(clip: DecodedVideo) -> NamedValues:
@@ -72,6 +74,8 @@ def judge_metric(judge: Judge) -> VideoMetric:
                 ]
             if "motion" in expected and len(frames) > 1:
                 correct["motion accuracy"].append(judge.classify_motion(frames) == expected["motion"])
+            if anatomy and (kinds := parse_kinds(prompt)):
+                correct["parts accuracy"] += parts.parts_right(anatomy, frames, kinds[0], kinds[1:])
         yield from ((label, float(np.mean(each))) for label, each in correct.items() if each)
 
     numbers = {
@@ -80,7 +84,10 @@ def judge_metric(judge: Judge) -> VideoMetric:
         "scene accuracy": ALIGNMENT,
         "motion accuracy": MOTION,
     }
-    return VideoMetric(numbers, {"weights": fingerprint(judge)}, measure)
+    if anatomy is None:
+        return VideoMetric(numbers, {"weights": fingerprint(judge)}, measure)
+    weights = {"weights": fingerprint(judge), "parts weights": fingerprint(anatomy)}
+    return VideoMetric({**numbers, "parts accuracy": ALIGNMENT}, weights, measure)
 
 
 def parse_prompt(prompt: str) -> dict[str, str]:
@@ -92,6 +99,12 @@ def parse_prompt(prompt: str) -> dict[str, str]:
         found = re.search(rf"\b({_alternatives(words)})\b", prompt.lower())
         named |= {name: words[found[1]]} if found else {}
     return named
+
+
+def parse_kinds(prompt: str) -> list[str]:
+    """Return the kinds of subjects that a prompt names, in its order."""
+    kinds = _choice_of_words(captions.KINDS)
+    return [kinds[word] for word in re.findall(rf"\b({_alternatives(kinds)})\b", prompt.lower())]
 
 
 def _motion_words() -> dict[str, str]:

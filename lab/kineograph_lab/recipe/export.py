@@ -40,7 +40,7 @@ def export_image_models(
     for kind in CONTROL_MAPS:
         _export_tensors(out / "control" / f"{kind}.safetensors", weights / "control")
     _export_tensors(out / "edit.safetensors", weights / "edit")
-    for judge in ("judge", "geometry"):
+    for judge in ("judge", "geometry", "parts"):
         _export_tensors(out / f"{judge}.safetensors", laboratory / "judge")
     words = word_list(pool_captions(image_pools(settings, out)[0]))
     _export_words(weights / "vocabulary.json", words)

@@ -13,13 +13,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.pocket.networks import trained_weights
 from kineograph.training.group_norm import use_fast_group_norm
-from kineograph_lab.judge import geometry, training
+from kineograph_lab.judge import geometry, parts_training, training
 from kineograph_lab.judge.networks import ImageClassifier, Judge, MotionClassifier
 from kineograph_lab.recipe import networks, pool
 from kineograph_lab.recipe.image import clip, controlnets, edit, text_encoder, unet, vae
 from kineograph_lab.recipe.image.vae import initialise_as_resizing
 from kineograph_lab.recipe.long import growing_pool
-from kineograph_lab.recipe.loop import best_device
+from kineograph_lab.recipe.loop import best_device, log_metrics
 from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.recipe.settings import RecipeSettings
 from kineograph_lab.world import edits
@@ -147,6 +147,24 @@ def geometry_stage(settings: RecipeSettings, out: Path) -> None:
     save_file(
         {name: weight.contiguous() for name, weight in network.state_dict().items()}, out / "geometry.safetensors"
     )
+
+
+def parts_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train the judge of anatomy, choose its thresholds on development images and report on other ones."""
+    train, development, held_out = (
+        pool.load_pool(out / "anatomy", count, seed=settings.seed + k, split=split, render=render)
+        for k, (count, split, render) in enumerate(
+            (
+                (settings.num_part_images, "train", parts_training.training_image),
+                (settings.num_part_held_out, "held_out", parts_training.evaluation_image),
+                (settings.num_part_held_out, "held_out", parts_training.evaluation_image),
+            )
+        )
+    )
+    torch.manual_seed(settings.seed)
+    network = parts_training.train_parts(settings.parts, out / "parts", train, development)
+    log_metrics(out / "parts", {"held_out": 1.0, **parts_training.parts_report(held_out)(network)})
+    save_file({name: weight.contiguous() for name, weight in network.state_dict().items()}, out / "parts.safetensors")
 
 
 def _image_classifier(net: ImageClassifier, settings: RecipeSettings, out: Path) -> nn.Module:

@@ -30,6 +30,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "edit": (image_stages.edit_stage, "edit.safetensors"),
     "judge": (image_stages.judge_stage, "judge.safetensors"),
     "geometry": (image_stages.geometry_stage, "geometry.safetensors"),
+    "parts": (image_stages.parts_stage, "parts.safetensors"),
     "moving_text": (video_stages.moving_text_stage, "moving_text/final"),
     "text_to_video": (video_stages.text_to_video_stage, outputs.TEXT_TO_VIDEO),
     "image_reading": (video_stages.image_reading_stage, video_stages.IMAGE_READING),

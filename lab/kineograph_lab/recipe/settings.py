@@ -47,6 +47,8 @@ class RecipeSettings(BaseModel):
     num_decoder_clips: int = 600  # of 8 frames, as pixels, for the temporal decoder: 240 MB
     num_edit_families: int = 6_000  # of an image and its four edits
     num_judge_held_out: int = 150  # held-out families and clips in the judge's reports
+    num_part_images: int = 36_000  # renderings and corrupted renderings, for the judge of anatomy: 3 minutes, 2.4 GB
+    num_part_held_out: int = 1_200  # of its thresholds' choice, and as many of its report
 
     vae: StagePlan = StagePlan(minutes=19, lr=3e-3, batch=16)
     text: StagePlan = StagePlan(minutes=4, lr=2e-3, batch=256)
@@ -56,6 +58,7 @@ class RecipeSettings(BaseModel):
     edit: StagePlan = StagePlan(minutes=33, lr=2e-3, batch=32)
     image_classifier: StagePlan = StagePlan(minutes=20, lr=2e-3, batch=128)
     geometry: StagePlan = StagePlan(minutes=5, lr=2e-3, batch=128)
+    parts: StagePlan = StagePlan(minutes=20, lr=2e-3, batch=64)
     moving_text: StagePlan = StagePlan(minutes=8, lr=1e-3, batch=256)
     image_reading: StagePlan = StagePlan(minutes=10, lr=2e-3, batch=48)
     image_to_video: StagePlan = StagePlan(minutes=20, lr=1e-3, batch=4)

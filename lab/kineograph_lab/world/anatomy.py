@@ -116,7 +116,7 @@ def _part_numbers(parts: list[Part], axes: np.ndarray, centre: tuple[float, floa
         if part.name:
             number += part.name in PART_NAMES
             fill(part, 1 if part.name in COVERS else number)
-    return np.asarray(image)
+    return np.asarray(image, np.int32)
 
 
 def _area(outline: Outline) -> float:
@@ -181,9 +181,7 @@ def _canonical_anatomy(kind: str, accessory: str = "none", eyes: str = "round") 
     in_sight = np.bincount(image.ravel(), minlength=len(named) + 2)
     scale = (CANONICAL_SIZE * SIDE) ** 2
     drawn = [(n + 2, 0, part.name, int(in_sight[n + 2]), _area(part.outline) * scale) for n, part in enumerate(named)]
-    return Anatomy(
-        (image > 0).astype(np.uint8), (image > 0).astype(np.uint8), tuple(_measure(image.astype(np.int32), drawn))
-    )
+    return Anatomy((image > 0).astype(np.uint8), (image > 0).astype(np.uint8), tuple(_measure(image, drawn)))
 
 
 def _min_size(anatomy: Anatomy, name: str) -> float:

@@ -19,6 +19,7 @@ from kineograph.models.pocket.networks import (
     trained_weights,
 )
 from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.judge.parts import load_parts_network
 from kineograph_lab.recipe import networks, pool, run
 from kineograph_lab.recipe.export import export_image_models
 from kineograph_lab.recipe.image import clip, edit, unet
@@ -153,9 +154,12 @@ def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, m
         num_motion_clips=2,
         num_edit_families=2,
         num_judge_held_out=2,
+        num_part_images=4,
+        num_part_held_out=6,
     )
     plans = {
         "geometry": 4,
+        "parts": 4,
         "vae": 4,
         "text": 2,
         "clip": 2,
@@ -178,6 +182,7 @@ def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, m
     assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
     assert CLIPModel.from_pretrained(tmp_path / "weights" / "clip").dtype is torch.float32
     assert load_judge(tmp_path / "weights" / "judge" / "judge.safetensors")
+    assert load_parts_network(tmp_path / "weights" / "judge" / "parts.safetensors")
     assert "a" in json.loads((tmp_path / "weights" / "vocabulary.json").read_text())
     sizes = {name: size(tmp_path / "weights" / name) for name in ("control", "edit")}
     assert sum(sizes.values()) <= 16e6
