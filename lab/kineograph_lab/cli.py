@@ -1,4 +1,4 @@
-"""`kineograph reproduce` and `kineograph bench`: measure the papers' claims, and speed against diffusers."""
+"""The laboratory's commands: `reproduce` measures the papers' claims, `bench` speed; `sheets` draws contact sheets."""
 
 from __future__ import annotations
 
@@ -189,3 +189,49 @@ def bench(
         terminal.print_json({"rows": measured})
     else:
         print(format_report(measured, {}))
+
+
+def sheets(
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default="all",
+            help="A set: images, image-model, video-model, image-to-video, edit, control, elevator, fox, clips. May be "
+            "given several times, or with commas.",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(show_default="48 images, 24 videos; 2 with --quick", help="Images or videos of each set."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few steps and videos, which only show that a set works.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="The folder for the sheets, sheets.json and README.md; other sets in it stay.")
+    ] = Path("docs/results/sheets"),
+    json: Json = False,
+) -> None:
+    """Generate contact sheets of the built-in models, of prompts and seeds that follow from the weights' SHA-256.
+
+    Sheets of the same weights and options are not made again: the same command resumes a run that was stopped, and merges
+    the counts of broken images and videos, counts.json in the folder, into the page.
+    """
+    names = [name for each in sets or () for name in each.split(",")]
+    terminal.hide_loading_bars()
+    from kineograph_lab.sheets import sheets as contact_sheets
+
+    if quick and count is None:
+        count = contact_sheets.QUICK_COUNT
+    with terminal.progress_bar("generating") as on_case:
+        records = contact_sheets.make_sheets(
+            names, out=out, count=count, options=contact_sheets.QUICK_OPTIONS if quick else {},
+            command=shlex.join(["kineograph", *sys.argv[1:]]),
+            on_case=lambda name, done, total: on_case(done, total), log=terminal.print_message,
+        )  # fmt: skip
+    page = out / contact_sheets.PAGE
+    if json:
+        sheet_paths = {name: [str(out / sheet) for sheet in record["sheets"]] for name, record in records.items()}
+        terminal.print_json({"path": str(page), "sheets": sheet_paths})
+    else:
+        terminal.print_path(page)
