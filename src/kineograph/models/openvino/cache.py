@@ -93,19 +93,21 @@ class GraphCache:
 
     def _read(self, name: str) -> tuple[dict[str, Any], bytes]:
         if self.folder is not None:
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, TypeError):
                 path = self.folder / name
-                first, _, rest = path.read_bytes().partition(b"\n")
+                with path.open("rb") as file:
+                    header, rest = dict(json.loads(file.readline())), file.read()
                 os.utime(path)
-                return dict(json.loads(first)), rest
+                return header, rest
         return {}, b""
 
     def _write(self, name: str, header: dict[str, Any], rest: bytes = b"") -> None:
         if self.folder is not None:
             with suppress(OSError, InputError):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with replace_atomically(self.folder / name) as part:
-                    part.write_bytes(json.dumps(header).encode() + b"\n" + rest)
+                with replace_atomically(self.folder / name) as part, part.open("wb") as file:
+                    file.write(json.dumps(header).encode() + b"\n")
+                    file.write(rest)  # gigabytes: not copied
 
     def _files(self) -> list[Path]:
         if self.folder is None:

@@ -81,6 +81,7 @@ class Engine:
         name, start = type(network).__name__, time.perf_counter()
         converted, precision = convert(network, body, tensors, threads)
         seconds = time.perf_counter() - start
+        trim_heap()
         log.info("converted %s to an OpenVINO graph in %.1f s", name, seconds)
         if converted is None:
             log.warning("OpenVINO does not compute %s rightly on this machine: torch computes it", name)
