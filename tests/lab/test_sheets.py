@@ -187,7 +187,8 @@ def test_records_have_prompts_seeds_weights_options_and_command(tmp_path: Path) 
     case = sample_sheet_cases(found["weights"], "fox", 2, SETS["fox"].sample_prompt)[1]
     assert found["cases"][1]["prompt"] == case.prompt.text
     assert (found["cases"][1]["number"], found["cases"][1]["seed"]) == (2, case.seed)
-    assert Image.open(tmp_path / "fox-1.jpg").format == "JPEG"
+    with Image.open(tmp_path / "fox-1.jpg") as sheet:
+        assert sheet.format == "JPEG"
 
 
 def test_sets_that_are_there_are_passed_over(tmp_path: Path, generated: list[str]) -> None:

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 SIDE, COLUMNS = 128, 8  # pixels of an image, images in a row
 GAP, MARGIN = 4, 6  # pixels between images, around the sheet
 MAX_HEIGHT = 2000  # pixels of a sheet
-FONT_SIZE, LINE = 12, 15  # pixels
-CAPTION_LINES = 4  # of an image
+FONT_SIZE, LINE = 11, 14  # pixels
+CAPTION_LINES = 5  # of an image
 WIDTH = 2 * MARGIN + COLUMNS * (SIDE + GAP) - GAP
 BACKGROUND, INK = "white", "black"
 

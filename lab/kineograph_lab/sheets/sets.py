@@ -29,12 +29,14 @@ class SheetVideo(NamedTuple):
     """An image or a video for a sheet; `above` and `first` are those of `layout.SheetRow`.
 
     frames  uint8 [f h w 3], those that the sheet shows
+    label   words on its input, in front of the prompt
     """
 
     frames: Frames
     settings: Mapping[str, Any]
     above: Frames | tuple[()] = ()
     first: Frames | None = None
+    label: str = ""
 
 
 Options = Mapping[str, Any]
@@ -74,8 +76,8 @@ def spread_clips(frames: Frames, clips: int, count: int = COLUMNS // 2) -> Frame
     return np.concatenate([spread_frames(clip, count) for clip in np.array_split(frames, clips)])
 
 
-def _shown(video: kg.Video, *, above: Frames | tuple[()] = (), first: Frames | None = None) -> SheetVideo:
-    return SheetVideo(spread_frames(video.frames), video.settings, above, first)
+def _shown(video: kg.Video) -> SheetVideo:
+    return SheetVideo(spread_frames(video.frames), video.settings)
 
 
 def _generate_image(load: LoadNamed, case: SheetCase, options: Options) -> SheetVideo:
@@ -99,14 +101,15 @@ def _animate_image(load: LoadNamed, case: SheetCase, options: Options) -> SheetV
         assert case.prompt.shot is not None
         image = world.render(case.prompt.shot, world.frame_times(VIDEO_FRAMES, VIDEO_FPS)[0])
     video = kg.animate(load("pocket-animate"), image, case.prompt.text, seed=case.seed, progress=False, **options)
-    return _shown(video, first=image)
+    label = "generated image" if case.prompt.image_prompt else "rendered image"
+    return _shown(video)._replace(first=image, label=label)
 
 
 def _edit_video(load: LoadNamed, case: SheetCase, options: Options) -> SheetVideo:
     assert case.prompt.shot is not None
     given = kg.Video(world.render_clip(case.prompt.shot, INPUT_FRAMES, IMAGE_FPS), fps=IMAGE_FPS)
     video = kg.edit(load("pocket-edit"), given, case.prompt.text, seed=case.seed, progress=False, **options)
-    return _shown(video, above=spread_frames(given.frames))
+    return _shown(video)._replace(above=spread_frames(given.frames))
 
 
 def kind_of_control(number: int) -> str:
@@ -128,7 +131,8 @@ def _control_video(load: LoadNamed, case: SheetCase, options: Options) -> SheetV
     )
     control = {f"{kind}-map": kg.Video(maps, fps=IMAGE_FPS)}
     video = kg.generate(load("pocket"), case.prompt.text, control=control, seed=case.seed, progress=False, **options)
-    return _shown(video, above=np.concatenate([spread_frames(given), spread_frames(maps)], axis=2))
+    above = np.concatenate([spread_frames(given), spread_frames(maps)], axis=2)
+    return _shown(video)._replace(above=above, label=kind)
 
 
 def _elevate_video(load: LoadNamed, case: SheetCase, options: Options) -> SheetVideo:

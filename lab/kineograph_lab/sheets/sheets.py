@@ -126,7 +126,8 @@ def _make_set(name: str, identity: Mapping[str, Any], load: LoadNamed, folder: P
             warnings.simplefilter("always", InputWarning)
             video = each.generate(load, case, options)
         first = first or {key: value for key, value in video.settings.items() if key not in PER_CASE}
-        rows.append(SheetRow(case.number, case.prompt.text, video.frames, video.above, video.first))
+        text = f"{video.label}: {case.prompt.text}" if video.label else case.prompt.text
+        rows.append(SheetRow(case.number, text, video.frames, video.above, video.first))
         cases.append({**_case_as_json(case), "warnings": [str(warning.message) for warning in caught]})
         on_case(name, case.number, total)
     sheets = draw_sheets(rows)
