@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, COLUMNS = 128, 8  # pixels of an image, images in a row
-GAP, MARGIN = 4, 6  # pixels between images, around the sheet
+GAP = MARGIN = 16  # pixels between images, around the sheet: JPEG's blocks of 16 are of one image each
 MAX_HEIGHT = 2000  # pixels of a sheet
-FONT_SIZE, LINE = 11, 14  # pixels
+FONT_SIZE, LINE = 11, 16  # pixels
 CAPTION_LINES = 5  # of an image
 WIDTH = 2 * MARGIN + COLUMNS * (SIDE + GAP) - GAP
 BACKGROUND, INK = "white", "black"
@@ -68,13 +68,13 @@ def _draw_images(rows: Sequence[SheetRow]) -> Image.Image:
 
 def _draw_video(row: SheetRow) -> Image.Image:
     """Return a video's number and prompt, its input's frames at half size, and its frames below them."""
-    left = MARGIN + (0 if row.first is None else SIDE + 3 * GAP)
-    top, lines = MARGIN + LINE, ceil(len(row.frames) / COLUMNS)
+    left = MARGIN + (0 if row.first is None else SIDE + 2 * GAP)
+    top, lines = LINE, ceil(len(row.frames) / COLUMNS)
     above = SIDE // 2 + GAP if len(row.above) else 0
     width = left + COLUMNS * (SIDE + GAP) - GAP + MARGIN
     block = Image.new("RGB", (width, top + above + lines * (SIDE + GAP)), BACKGROUND)
     text = wrap_text(f"{row.number}  {row.text}", width - 2 * MARGIN, 1)[0]
-    ImageDraw.Draw(block).text((MARGIN, MARGIN - 2), text, INK, _font())
+    ImageDraw.Draw(block).text((MARGIN, 2), text, INK, _font())
     for column, frame in enumerate(row.above):
         small = Image.fromarray(frame)
         small = small.resize((small.width * SIDE // (2 * small.height), SIDE // 2), Image.Resampling.LANCZOS)

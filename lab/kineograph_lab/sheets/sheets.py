@@ -26,9 +26,9 @@ from kineograph_lab.sheets.sets import SETS, LoadNamed, Options, SheetSet, choos
 
 RECORDS, PAGE = "sheets.json", "README.md"
 QUICK_COUNT, QUICK_OPTIONS = 2, {"num_inference_steps": 4}
-QUALITY = 70  # of JPEG
+QUALITY = 62  # of JPEG
 ID_LENGTH = 12
-PER_CASE = ("prompt", "seed")  # settings of a video that the record of its case has
+PER_CASE = ("prompt", "seed", "frames_sha256", "control", "read")  # settings that differ between the videos of a set
 
 OnCase = Callable[[str, int, int], None]  # (name of the set, finished cases, all cases)
 
@@ -118,17 +118,21 @@ def identify_set(
 
 def _make_set(name: str, identity: Mapping[str, Any], load: LoadNamed, folder: Path, on_case: OnCase) -> dict[str, Any]:
     """Generate a set, write its sheets, and return its record."""
-    began, total, each = time.monotonic(), identity["count"], SETS[name]
+    began, total, chosen = time.monotonic(), identity["count"], SETS[name]
     options: Options = identity["options"]
     rows, cases, first = list[SheetRow](), list[dict[str, Any]](), dict[str, Any]()
-    for case in sample_sheet_cases(identity["weights"], name, total, each.sample_prompt):
+    for case in sample_sheet_cases(identity["weights"], name, total, chosen.sample_prompt):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", InputWarning)
-            video = each.generate(load, case, options)
+            video = chosen.generate(load, case, options)
         first = first or {key: value for key, value in video.settings.items() if key not in PER_CASE}
         text = f"{video.label}: {case.prompt.text}" if video.label else case.prompt.text
         rows.append(SheetRow(case.number, text, video.frames, video.above, video.first))
-        cases.append({**_case_as_json(case), "warnings": [str(warning.message) for warning in caught]})
+        known = {
+            "frames_sha256": video.settings.get("frames_sha256"),
+            "warnings": [str(each.message) for each in caught],
+        }
+        cases.append({**_case_as_json(case), **known})
         on_case(name, case.number, total)
     sheets = draw_sheets(rows)
     files = [f"{name}-{number}.jpg" for number in range(1, len(sheets) + 1)]
