@@ -2,8 +2,6 @@
 
 import base64
 import io
-import os
-import signal
 import threading
 import time
 from pathlib import Path

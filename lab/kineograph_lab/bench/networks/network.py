@@ -28,6 +28,7 @@ from kineograph.errors import InputError
 from kineograph.models.conditioning.condition import Condition
 from kineograph.models.formats.key_map import export_tensors
 from kineograph.models.formats.ldm import clip_key_map, unet_key_map, vae_key_map
+from kineograph.models.memory import trim_heap
 from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.unet.frame_attention import first, own
 from kineograph.models.unet.video_unet import VideoUNet
@@ -157,13 +158,14 @@ def compare_with_openvino(setting: Setting) -> dict[str, Any]:
             _ReturnSample(plain), example_input=tuple(given), input=[(-1, 4, -1, -1), (), (-1, -1, -1)]
         )
     del plain
-    arrays, runs = [each.numpy() for each in given], dict[str, Callable[[], object]]()
+    arrays, runs = [each.numpy() for each in given], dict[str, Run]()
     for name in ("dynamic shapes", "fixed shapes"):
         if name == "fixed shapes":
             converted.reshape({port: list(each.shape) for port, each in zip(converted.inputs, given, strict=True)})
         request = openvino.Core().compile_model(converted, "CPU").create_infer_request()
-        runs[name] = partial(request.infer, arrays, share_inputs=True)
-    return _compare_fastest(unet, inputs, {name: partial(time_run, run) for name, run in runs.items()}, setting)
+        runs[name] = partial(time_run, partial(request.infer, arrays, share_inputs=True))
+    del request, converted
+    return _compare_fastest(unet, inputs, runs, setting)
 
 
 def compare_with_optimum(setting: Setting) -> dict[str, Any]:
@@ -336,13 +338,16 @@ def _compare(
 
 
 def _compare_fastest(
-    unet: UNet2DConditionModel, inputs: NetworkInputs, runs: Mapping[str, Run], setting: Setting
+    unet: UNet2DConditionModel, inputs: NetworkInputs, runs: dict[str, Run], setting: Setting
 ) -> dict[str, Any]:
-    """Return a row beside the fastest of several runs, each tried twice."""
+    """Return a row beside the fastest of several runs, each tried twice; the others are removed with their memory."""
     seconds = {name: min(run(), run()) for name, run in runs.items()}
     setting.log(f"seconds of each: {seconds}")
     fastest = min(seconds, key=seconds.__getitem__)
-    row = _compare(unet, inputs, runs[fastest], setting)
+    theirs = runs[fastest]
+    runs.clear()
+    trim_heap()
+    row = _compare(unet, inputs, theirs, setting)
     tried = [{"variant": name, "seconds": each} for name, each in sorted(seconds.items(), key=lambda pair: pair[1])]
     return {**row, "dtype": "bfloat16", "frames": 2, "tried": tried}
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from kineograph.models.memory import trim_heap
 from kineograph.models.openvino import networks
 from kineograph.models.openvino.cache import Conversions, GraphCache, StoredGraph, hash_values, network_state
 from kineograph.models.openvino.graph import Body, Graph, Threads, convert, open_graph
