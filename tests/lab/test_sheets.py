@@ -308,8 +308,9 @@ def test_invalid_arguments_are_refused_before_any_work(tmp_path: Path, generated
     assert "--count is a whole number from 1 to 240, not 241" in run("sheets", "--count", "241").err
     (tmp_path / "file").touch()
     assert "--out is a folder, and file is a file" in run("sheets", "--out", "file").err
-    (tmp_path / "sheets.json").write_text('{"rows": []}')
-    assert "sheets.json is not a file of kineograph sheets" in run("sheets", "--out", ".").err
+    for text in ('{"rows": []}', "[]", '{"sets": {"fox": {"id": "0123456789ab"}}}'):
+        (tmp_path / "sheets.json").write_text(text)
+        assert "sheets.json is not a file of kineograph sheets" in run("sheets", "--out", ".").err
     assert not generated
 
 

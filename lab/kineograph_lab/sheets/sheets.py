@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -76,11 +77,12 @@ def make_sheets(
             log(f"{name}: there already")
             continue
         log(f"{name}: {identity['count']} of {', '.join(SETS[name].commands)}")
-        before = records.pop(name, {"sheets": []})
+        records.pop(name, None)
         _write_records(records, folder)  # without the set, whose sheets are replaced one by one
         record = _make_set(name, identity, load, folder, on_case)
-        for sheet in {*before["sheets"]} - {*record["sheets"]}:
-            (folder / sheet).unlink(missing_ok=True)
+        for sheet in folder.iterdir():  # of an earlier, larger set
+            if re.fullmatch(rf"{name}-\d+\.jpg", sheet.name) and sheet.name not in record["sheets"]:
+                sheet.unlink()
         for text in dict.fromkeys(text for case in record["cases"] for text in case["warnings"]):
             log(f"{name}: {text}")
         records[name] = {**record, "command": command}
@@ -178,14 +180,17 @@ def load_sheet_records(file: Path) -> dict[str, Any]:
         return {}
     found = load_json(file)
     records = found.get("sets") if isinstance(found, dict) else None
-    keys = {"id", "count", "title", "commands", "options", "weights", "sheets"}
-    if not isinstance(records, dict) or not all(
-        isinstance(each, dict) and keys <= {*each} for each in records.values()
-    ):
-        raise InputError(
-            f"{file} is not a file of kineograph sheets: expected an object with `sets`; name another folder"
-        )
+    if not isinstance(records, dict) or not all(map(_is_record, records.values())):
+        raise InputError(f"{file} is not a file of kineograph sheets: name another folder")
     return {name: record for name, record in records.items() if name in SETS}
+
+
+def _is_record(value: object) -> bool:
+    """Return True for an object with the values that the page shows."""
+    types = {"id": str, "count": int, "title": str, "weights": str, "options": dict, "commands": list, "sheets": list}
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in types.items()):
+        return False
+    return all(isinstance(text, str) for text in (*value["commands"], *value["sheets"]))
 
 
 def _write_records(records: Mapping[str, Any], folder: Path) -> None:
