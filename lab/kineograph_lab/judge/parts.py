@@ -34,6 +34,8 @@ from kineograph_lab.world.shapes import PART_NAMES
 WEIGHTS = LABORATORY_WEIGHTS / "judge" / "parts.safetensors"
 CELLS = SIDE // CELL  # rows and columns of the maps
 NUM_LABELS = len(PART_NAMES) + 1  # scenery, and the parts
+LARGE_PARTS = ("body", "head")  # whose centre is vague
+PEAK_WINDOW, LARGE_PEAK_WINDOW = 3, 7  # cells along which a centre is the highest
 PEAK_THRESHOLD = 0.35  # of heat maps, until thresholds are chosen on development data
 SIZE_MARGIN = 1.25  # times the size from which a part is counted: a subject's size is an estimate
 
@@ -115,7 +117,10 @@ def _upsample(x: Tensor) -> Tensor:
 
 def find_peaks(heat: Float[Tensor, "n k h w"], thresholds: Float[Tensor, " k"]) -> list[list[PartCentre]]:
     """Return the local maxima of each image's heat maps that reach their part's threshold."""
-    is_peak = (heat == max_pool2d(heat, 3, 1, 1)) & (heat >= thresholds[:, None, None])
+    highest = max_pool2d(heat, PEAK_WINDOW, 1, PEAK_WINDOW // 2)
+    large = [PART_NAMES.index(name) for name in LARGE_PARTS]
+    highest[:, large] = max_pool2d(heat[:, large], LARGE_PEAK_WINDOW, 1, LARGE_PEAK_WINDOW // 2)
+    is_peak = (heat == highest) & (heat >= thresholds[:, None, None])
     peaks: list[list[PartCentre]] = [[] for _ in heat]
     for image, part, y, x in is_peak.nonzero().tolist():
         peaks[image].append(PartCentre(PART_NAMES[part], x, y))

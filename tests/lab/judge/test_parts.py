@@ -96,7 +96,9 @@ def test_the_rule_for_two_subjects() -> None:
 def test_peaks_and_pieces() -> None:
     heat = torch.zeros(1, len(PART_NAMES), 64, 64)
     heat[0, 5, 10, 10], heat[0, 5, 10, 12], heat[0, 5, 11, 12], heat[0, 2, 40, 60] = 0.9, 0.8, 0.5, 0.6
+    heat[0, 0, 40, 20], heat[0, 0, 42, 22] = 0.9, 0.8  # the centre of a body is vague
     peaks = find_peaks(heat, torch.full((len(PART_NAMES),), 0.35))
+    assert peaks[0].pop(0) == PartCentre("body", 20, 40)
     assert sorted(peaks[0]) == [PartCentre("eye", 10, 10), PartCentre("eye", 12, 10), PartCentre("tail", 60, 40)]
     covered = np.zeros((64, 64), bool)
     covered[5:20, 5:20] = covered[30, 30] = covered[63, 0:8] = True
