@@ -61,7 +61,7 @@ def _draw_images(rows: Sequence[SheetRow]) -> Image.Image:
     for column, row in enumerate(rows):
         left = MARGIN + column * (SIDE + GAP)
         block.paste(_fit(row.frames[0]), (left, MARGIN))
-        for line, text in enumerate(wrap_text(f"{row.number}  {row.text}", SIDE, CAPTION_LINES)):
+        for line, text in enumerate(wrap_text(f"{row.number}. {row.text}", SIDE, CAPTION_LINES)):
             draw.text((left, MARGIN + SIDE + 1 + line * LINE), text, INK, _font())
     return block
 
@@ -73,7 +73,7 @@ def _draw_video(row: SheetRow) -> Image.Image:
     above = SIDE // 2 + GAP if len(row.above) else 0
     width = left + COLUMNS * (SIDE + GAP) - GAP + MARGIN
     block = Image.new("RGB", (width, top + above + lines * (SIDE + GAP)), BACKGROUND)
-    text = wrap_text(f"{row.number}  {row.text}", width - 2 * MARGIN, 1)[0]
+    text = wrap_text(f"{row.number}. {row.text}", width - 2 * MARGIN, 1)[0]
     ImageDraw.Draw(block).text((MARGIN, 2), text, INK, _font())
     for column, frame in enumerate(row.above):
         small = Image.fromarray(frame)
