@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -103,13 +104,17 @@ class Service:
         self.workers[number] = self.start_worker()
 
     def stop(self) -> None:
-        """Stop all processes. Exits where one does not end by itself."""
+        """Stop all processes. Exits where one ends with an error.
+
+        One that was started a moment ago is still importing, and ends by the signal.
+        """
         processes = [*self.workers, self.server]
         for each in processes:
             each.terminate()
         statuses = {each.wait(timeout=60) for each in processes}
-        if statuses != {0}:
-            raise SystemExit(f"processes ended with {statuses}: see the logs in {self.folder}")
+        if not statuses <= {0, -signal.SIGTERM}:
+            logs = "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
+            raise SystemExit(f"processes ended with {statuses}:\n{logs}")
 
 
 def kill_at_random(queue: JobQueue, given: argparse.Namespace) -> tuple[Counter[str], list[str]]:
