@@ -1,6 +1,6 @@
 """Kill the service's workers and its server at random, and check that every job ends once, with the same frames.
 
-    python tools/kill_workers.py --jobs 200 --kills 100 --json killed.json
+    python tools/kill_workers.py --jobs 200 --kills 100 --longest 7 --json killed.json
 
 Clients of three owners request videos of two clips over HTTP, again where the server does not answer. Two workers
 (`kineograph worker`, the built-in model) generate them. After a random time a busy worker or, every fourth time, the

@@ -74,7 +74,7 @@ COMMANDS: Mapping[str, Command] = {
     "worker": Command(worker),
     **{name: Command(point.load()) for name, point in find_plugins("commands").items()},
 }
-LABORATORY_COMMANDS = ("reproduce", "bench")
+LABORATORY_COMMANDS = ("reproduce", "bench", "sheets")
 
 
 def build_command(name: str) -> TyperCommand:
