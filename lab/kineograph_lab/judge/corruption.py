@@ -160,19 +160,25 @@ def _shows(before: Anatomy, after: Anatomy, way: str, name: str) -> bool:
         apart = DOUBLED_DISTANCE * max((each.area for each in clear), default=0) ** 0.5
         return change == 1 and more_pieces == 0 and nearest_distance(clear) > apart
     if way == "missing":
-        return change == -1
+        return change == -1 and bool((after.subjects == 1).any())  # a subject that is missing as a whole has no anatomy
     return change == 0 and more_pieces > 0
 
 
 def count_pieces(anatomy: Anatomy, subject: int = 0) -> int:
     """Return the number of pieces of a subject with a gap between them."""
-    return sum(cells >= MIN_LOOSE_CELLS for cells in piece_areas(coarsen(anatomy.subjects == subject + 1)))
+    areas = np.bincount(join_cells(coarsen(anatomy.subjects == subject + 1)).ravel())[1:]
+    return int((areas >= MIN_LOOSE_CELLS).sum())
 
 
-def piece_areas(covered: np.ndarray) -> list[int]:
-    """Return the areas of the connected parts (8 neighbours) of a mask."""
-    _, _, measures, _ = cv2.connectedComponentsWithStats(covered.astype(np.uint8), connectivity=8)
-    return [int(area) for area in measures[1:, cv2.CC_STAT_AREA]]
+def join_cells(covered: np.ndarray) -> np.ndarray:
+    """Return the number of the piece of each cell of a mask, 0 outside of it.
+
+    Gaps of up to two cells do not separate pieces: a boat's sail does not quite touch its mast.
+    """
+    _, numbers = cv2.connectedComponents(
+        cv2.dilate(covered.astype(np.uint8), np.ones((3, 3), np.uint8)), connectivity=8
+    )
+    return numbers * covered
 
 
 def is_apart(anatomy: Anatomy, subject: int = 0) -> bool:
@@ -181,7 +187,7 @@ def is_apart(anatomy: Anatomy, subject: int = 0) -> bool:
         coarsen(each)
         for each in (anatomy.subjects == subject + 1, (anatomy.subjects > 0) & (anatomy.subjects != subject + 1))
     )
-    around = cv2.dilate(cells.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    around = cv2.dilate(cells.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     return not (is_cut_by_border(cells) or (around & others).any())
 
 

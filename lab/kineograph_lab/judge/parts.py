@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, pixel_shuffle
 
 from kineograph_lab import WEIGHTS as LABORATORY_WEIGHTS
-from kineograph_lab.judge.corruption import MIN_LOOSE_CELLS, is_cut_by_border
+from kineograph_lab.judge.corruption import MIN_LOOSE_CELLS, is_cut_by_border, join_cells
 from kineograph_lab.judge.networks import SIDE, ResidualBlock, conv_block, resize_images
 from kineograph_lab.recipe.images import to_tensor
 from kineograph_lab.world.anatomy import CELL, Anatomy, Expectation, coarsen, estimate_size, expected_parts
@@ -132,8 +131,9 @@ def locate_parts(covered: np.ndarray, peaks: Sequence[PartCentre]) -> FoundParts
 
     covered: bool [cells, cells]: cells that are no scenery.
     """
-    count, numbers, measures, middles = cv2.connectedComponentsWithStats(covered.astype(np.uint8), connectivity=8)
-    kept = [k for k in range(1, count) if measures[k, cv2.CC_STAT_AREA] >= MIN_LOOSE_CELLS]
+    numbers = join_cells(covered)
+    areas = np.bincount(numbers.ravel())
+    kept = [k for k in range(1, len(areas)) if areas[k] >= MIN_LOOSE_CELLS]
     parts = {k: Counter[str]() for k in kept}
     outside = 0
     for peak in peaks:
@@ -144,7 +144,7 @@ def locate_parts(covered: np.ndarray, peaks: Sequence[PartCentre]) -> FoundParts
         else:
             outside += 1
     pieces = [
-        Piece(int(measures[k, cv2.CC_STAT_AREA]), float(middles[k][0]), is_cut_by_border(numbers == k), parts[k])
+        Piece(int(areas[k]), float((numbers == k).nonzero()[1].mean()), is_cut_by_border(numbers == k), parts[k])
         for k in kept
     ]
     return FoundParts(sorted(pieces, key=lambda piece: piece.x), outside)
