@@ -1,11 +1,11 @@
 """Kill the service's workers and its server at random, and check that every job ends once, with the same frames.
 
-    python tools/kill_workers.py --jobs 200 --kills 100 --longest 7 --json killed.json
+    python tools/kill_workers.py --jobs 200 --kills 100 --json killed.json
 
-Clients of three owners request videos of two clips over HTTP, again where the server does not answer. Two workers
-(`kineograph worker`, the built-in model) generate them. After a random time a busy worker or, every fourth time, the
-server (`kineograph serve`) is killed (SIGKILL) and started again. At the end the jobs' frames are compared with those
-of undisturbed calls.
+Clients of three owners request videos of two clips over HTTP, as many as the kills allow, and again where the server
+does not answer. Two workers (`kineograph worker`, the built-in model) generate them. After a random time a busy worker
+or, every fourth time, the server (`kineograph serve`) is killed (SIGKILL) and started again. At the end all frames
+are compared with those of undisturbed calls.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ OWNERS = "ann", "bob", "eve"
 LIMITS = QueueLimits(queued_per_owner=1000, lease_seconds=3, failures=1000)
 WORKERS, THREADS = 2, 1
 RETRY_SECONDS = 0.2
+AHEAD = 10  # jobs that are requested ahead of their share of the kills, so that workers are busy
 SERVER_SHARE = 0.25  # of the kills
 
 
@@ -126,8 +127,9 @@ def kill_at_random(queue: JobQueue, given: argparse.Namespace) -> tuple[Counter[
 
     def request_all() -> None:
         for number in range(given.jobs):
+            while killed.total() * given.jobs < (number - AHEAD) * given.kills:
+                time.sleep(RETRY_SECONDS)
             ids.append(service.request(OWNERS[number % len(OWNERS)], number))
-            time.sleep(given.longest * given.kills / (4 * given.jobs))
 
     client = threading.Thread(target=request_all, daemon=True)
     client.start()
@@ -173,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--longest", type=float, default=20.0, help="seconds between two kills, at most")
+    parser.add_argument("--longest", type=float, default=7.0, help="seconds between two kills, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

@@ -134,7 +134,10 @@ def parts_batches(pool: Pool, batch: int) -> SampleBatch:
         mirrored = (rng.uniform(size=batch) < 0.5).tolist()
         items = [pool.items[k][:, ::-1] if flip else pool.items[k] for k, flip in zip(chosen, mirrored, strict=True)]
         heat = np.stack(
-            [heat_maps(pool.facts[k]["centres"], mirrored=flip) for k, flip in zip(chosen, mirrored, strict=True)]
+            [
+                heat_maps(mirror_centres(pool.facts[k]["centres"]) if flip else pool.facts[k]["centres"])
+                for k, flip in zip(chosen, mirrored, strict=True)
+            ]
         )
         labels = np.stack([coarsen(each[..., 3]) for each in items])
         images = to_tensor(soften_images(np.stack([each[..., :3] for each in items]), rng)).contiguous()
@@ -150,11 +153,16 @@ def soften_images(images: np.ndarray, rng: Rng) -> np.ndarray:
                      for each, radius in zip(images, radii, strict=True)])  # fmt: skip
 
 
-def heat_maps(centres: Sequence[Sequence[float]], *, mirrored: bool = False) -> np.ndarray:
+def mirror_centres(centres: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Return the centres of the image that is mirrored from left to right."""
+    return [(name, CELLS - x, y, *rest) for name, x, y, *rest in centres]
+
+
+def heat_maps(centres: Sequence[Sequence[float]]) -> np.ndarray:
     """Return maps with a Gaussian of height 1 at each known centre, UNKNOWN around others, float16 [18, 64, 64]."""
     heat = np.zeros((len(PART_NAMES), CELLS, CELLS), np.float16)
     for name, x, y, extent, known in sorted(centres, key=lambda each: each[4]):
-        across, down = int(CELLS - x if mirrored else x), int(y)
+        across, down = int(x), int(y)
         spread = float(np.clip(SPREAD_SHARE * extent, *SPREAD_RANGE))
         radius = int(np.ceil(3 * spread)) if known else int(max(2, extent / 2))
         rows = np.arange(max(down - radius, 0), min(down + radius + 1, CELLS))

@@ -116,7 +116,7 @@ def test_heat_maps_of_training_images_give_the_true_counts() -> None:
         assert item.shape == (128, 128, 4) and item.dtype == np.uint8 and item[..., 3].max() <= len(PART_NAMES)
         centres = fact["centres"]
         for mirrored in (False, True):
-            heat = parts_training.heat_maps(centres, mirrored=mirrored)
+            heat = parts_training.heat_maps(parts_training.mirror_centres(centres) if mirrored else centres)
             peaks = find_peaks(torch.from_numpy(heat).float()[None], torch.full((len(PART_NAMES),), 0.99))[0]
             assert Counter(peak.name for peak in peaks) == Counter(PART_NAMES[n] for n, *_, known in centres if known)
             assert ((heat <= 1) & (heat >= parts_training.UNKNOWN)).all()
@@ -124,7 +124,7 @@ def test_heat_maps_of_training_images_give_the_true_counts() -> None:
 
 def test_mirrored_images_have_mirrored_maps() -> None:
     centres = [(5, 10.3, 20.6, 4.0, True)]
-    plain, mirrored = (parts_training.heat_maps(centres, mirrored=each)[5] for each in (False, True))
+    plain, mirrored = (parts_training.heat_maps(each)[5] for each in (centres, parts_training.mirror_centres(centres)))
     assert np.argwhere(plain == 1).tolist() == [[20, 10]]
     assert np.argwhere(mirrored == 1).tolist() == [[20, 53]]
 
