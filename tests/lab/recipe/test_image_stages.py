@@ -177,12 +177,12 @@ def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, m
     ]
     run.train_stages(stages, settings, tmp_path / "out")
     run.train_stages(stages, settings, tmp_path / "out")  # ended stages are left alone
-    export_image_models(settings, tmp_path / "out", tmp_path / "weights", laboratory=tmp_path / "weights")
+    export_image_models(settings, tmp_path / "out", tmp_path / "weights", laboratory=tmp_path / "laboratory")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
     assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
     assert CLIPModel.from_pretrained(tmp_path / "weights" / "clip").dtype is torch.float32
-    assert load_judge(tmp_path / "weights" / "judge" / "judge.safetensors")
-    assert load_parts_network(tmp_path / "weights" / "judge" / "parts.safetensors")
+    assert load_judge(tmp_path / "laboratory" / "judge" / "judge.safetensors")
+    assert load_parts_network(tmp_path / "laboratory" / "judge" / "parts.safetensors")
     assert "a" in json.loads((tmp_path / "weights" / "vocabulary.json").read_text())
     sizes = {name: size(tmp_path / "weights" / name) for name in ("control", "edit")}
     assert sum(sizes.values()) <= 16e6

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from kineograph.errors import InputError, expand_user
@@ -26,10 +27,14 @@ GRAPH, NOTE = ".graph", ".note"
 
 
 class StoredGraph(NamedTuple):
-    """A graph as bytes, None for a function that no graph computes rightly; its precision; seconds to convert it."""
+    """A graph that was exported, None for a function that no graph computes rightly.
+
+    exported: uint8; when it was read, its file mapped to memory.
+    seconds: time that its conversion took.
+    """
 
     precision: str
-    exported: bytes | None
+    exported: np.ndarray | None
     seconds: float
 
 
@@ -57,17 +62,20 @@ class GraphCache:
 
     def read(self, key: str) -> StoredGraph | None:
         """Return a graph; None if there is none, or only a damaged one."""
-        header, exported = self._read(key + GRAPH)
-        with suppress(KeyError, TypeError):
-            if len(exported) == header["bytes"]:
-                return StoredGraph(str(header["precision"]), exported or None, float(header["seconds"]))
+        header, start = self._read(key + GRAPH)
+        with suppress(KeyError, TypeError, ValueError, OSError):
+            count, path = int(header["bytes"]), self._path(key + GRAPH)
+            if path.stat().st_size == start + count:
+                # OpenVINO takes memory that can be written; pages that nobody writes stay the file's
+                exported = np.memmap(path, np.uint8, "c", start) if count else None
+                return StoredGraph(str(header["precision"]), exported, float(header["seconds"]))
         return None
 
     def write(self, key: str, graph: StoredGraph) -> None:
         """Store a graph."""
-        exported = graph.exported or b""
+        exported = np.empty(0, np.uint8) if graph.exported is None else graph.exported
         header = {"precision": graph.precision, "seconds": graph.seconds, "bytes": len(exported)}
-        self._write(key + GRAPH, header, exported)
+        self._write(key + GRAPH, header, exported.data)
         self._remove_oldest()
 
     def conversions(self, key: str) -> Conversions:
@@ -91,21 +99,26 @@ class GraphCache:
         for path in self._files():
             path.unlink(missing_ok=True)
 
-    def _read(self, name: str) -> tuple[dict[str, Any], bytes]:
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / name
+
+    def _read(self, name: str) -> tuple[dict[str, Any], int]:
+        """Return a file's header, and where the rest begins; no header if there is no such file."""
         if self.folder is not None:
             with suppress(OSError, ValueError, TypeError):
-                path = self.folder / name
+                path = self._path(name)
                 with path.open("rb") as file:
-                    header, rest = dict(json.loads(file.readline())), file.read()
+                    header, start = dict(json.loads(file.readline())), file.tell()
                 os.utime(path)
-                return header, rest
-        return {}, b""
+                return header, start
+        return {}, 0
 
-    def _write(self, name: str, header: dict[str, Any], rest: bytes = b"") -> None:
+    def _write(self, name: str, header: dict[str, Any], rest: bytes | memoryview = b"") -> None:
         if self.folder is not None:
             with suppress(OSError, InputError):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with replace_atomically(self.folder / name) as part, part.open("wb") as file:
+                with replace_atomically(self._path(name)) as part, part.open("wb") as file:
                     file.write(json.dumps(header).encode() + b"\n")
                     file.write(rest)  # gigabytes: not copied
 

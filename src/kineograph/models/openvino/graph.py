@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+import numpy as np
 import openvino
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,13 @@ class Threads(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A compiled graph. Calls from several threads run at the same time, each with a request of its own."""
+    """A compiled graph. Calls from several threads run at the same time, each with a request of its own.
+
+    source: memory that the compiled graph reads.
+    """
 
     compiled: openvino.CompiledModel
+    source: object = None
     _requests: SimpleQueue[openvino.InferRequest] = field(default_factory=SimpleQueue)
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -59,16 +64,17 @@ class Graph:
         finally:
             self._requests.put(request)
 
-    def export(self) -> bytes:
-        """Return the compiled graph as bytes, for `open_graph` with the same OpenVINO on the same kind of CPU."""
+    def export(self) -> np.ndarray:
+        """Return the compiled graph as uint8, for `open_graph` with the same OpenVINO on the same kind of CPU."""
         stream = io.BytesIO()
         self.compiled.export_model(stream)
-        return stream.getvalue()
+        return np.frombuffer(stream.getbuffer(), np.uint8)
 
 
-def open_graph(exported: bytes, precision: str, threads: Threads) -> Graph:
-    """Return the graph that `Graph.export` returned as bytes."""
-    return Graph(openvino.Core().import_model(io.BytesIO(exported), "CPU", _settings(precision, threads)))
+def open_graph(exported: np.ndarray, precision: str, threads: Threads) -> Graph:
+    """Return the graph that `Graph.export` returned, from memory that can be written, which is not copied."""
+    tensor = openvino.Tensor(exported, shared_memory=True)
+    return Graph(openvino.Core().import_model(tensor, "CPU", _settings(precision, threads)), (exported, tensor))
 
 
 def convert(network: nn.Module, body: Body, tensors: Sequence[Tensor], threads: Threads) -> tuple[Graph | None, str]:
@@ -78,6 +84,7 @@ def convert(network: nn.Module, body: Body, tensors: Sequence[Tensor], threads: 
     """
     reference = copy.deepcopy(network).float() if network_dtype(network) != torch.float32 else network
     model = _trace(reference, body, [each.detach().float() for each in tensors])
+    trim_heap()  # of what the trace took, a fifth of the peak at SD 1.5's size
     wanted = PRECISIONS[network_dtype(network)]
     for precision in dict.fromkeys((wanted, "f32")):
         graph = Graph(openvino.Core().compile_model(model, "CPU", _settings(precision, threads)))
@@ -118,7 +125,6 @@ def _trace(network: nn.Module, body: Body, tensors: Sequence[Tensor]) -> openvin
     if len(model.inputs) != len(tensors):
         raise RuntimeError(f"the graph has {len(model.inputs)} inputs, and the function reads {len(tensors)} tensors")
     model.reshape({port: list(each.shape) for port, each in zip(model.inputs, tensors, strict=True)})
-    trim_heap()  # a fifth of the peak at SD 1.5's size
     return model
 
 
