@@ -29,7 +29,6 @@ CORRUPTION_SHARES = (0.4, 0.4, 0.2)  # of training images with none, one and two
 VARIED_SHARE = 0.6  # of training images with varied outlines: generated subjects are seldom drawn exactly
 MAX_WARP, MAX_JITTER, MAX_RESIZE = 0.05, 0.05, 0.15  # of varied outlines, in units of the subject
 SCENERY_WEIGHT, BODY_WEIGHT, PART_WEIGHT = 0.4, 1.0, 2.0  # of labels in their loss
-CENTRES_WEIGHT = 1.0  # of the centres' loss
 SPREAD_SHARE, SPREAD_RANGE = 0.12, (0.6, 2.0)  # standard deviation of a centre's peak: share of its extent; cells
 UNKNOWN = -1.0  # in heat maps: not part of the loss
 MIN_BLUR, MAX_BLUR = 0.3, 1.2  # standard deviations, in pixels
@@ -60,9 +59,12 @@ def evaluation_image(rng: Rng, split: str) -> Item:
     way = str(rng.choice(CORRUPTIONS))
     while True:
         shot, time = _random_frame(rng, split)
-        corrupted = corrupt(shot, rng, way, time) if is_apart(shot_anatomy(shot, time)) else None
-        if corrupted and is_apart(frame_anatomy(shot, corrupted[0], time)):
-            return _item(shot, *corrupted[:1], time, corrupted[1])
+        found = corrupt(shot, rng, way, time) if is_apart(shot_anatomy(shot, time)) else None
+        if found is None:
+            continue
+        parts, corruption = found
+        if is_apart(frame_anatomy(shot, parts, time)):
+            return _item(shot, parts, time, corruption)
 
 
 def _random_frame(rng: Rng, split: str) -> tuple[ShotSpec, float]:
@@ -133,11 +135,9 @@ def parts_batches(pool: Pool, batch: int) -> SampleBatch:
         chosen = rng.integers(len(pool.items), size=batch)
         mirrored = (rng.uniform(size=batch) < 0.5).tolist()
         items = [pool.items[k][:, ::-1] if flip else pool.items[k] for k, flip in zip(chosen, mirrored, strict=True)]
+        centres = [pool.facts[k]["centres"] for k in chosen]
         heat = np.stack(
-            [
-                heat_maps(mirror_centres(pool.facts[k]["centres"]) if flip else pool.facts[k]["centres"])
-                for k, flip in zip(chosen, mirrored, strict=True)
-            ]
+            [heat_maps(mirror_centres(each) if flip else each) for each, flip in zip(centres, mirrored, strict=True)]
         )
         labels = np.stack([coarsen(each[..., 3]) for each in items])
         images = to_tensor(soften_images(np.stack([each[..., :3] for each in items]), rng)).contiguous()
@@ -189,7 +189,7 @@ def parts_losses(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     logarithm = softplus(torch.where(is_centre, -logits, logits))
     return {
         "labels": cross_entropy(label_logits, labels.long(), weights),
-        "centres": CENTRES_WEIGHT * (share.square() * logarithm).sum() / is_centre.sum().clamp(min=1),
+        "centres": (share.square() * logarithm).sum() / is_centre.sum().clamp(min=1),
     }
 
 

@@ -9,11 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kineograph.models.annotators import canny
-from kineograph_lab.world.individuals import sample_individual
 from kineograph_lab.world.painting import RGB, SIDE
 from kineograph_lab.world.shapes import Outline
-from kineograph_lab.world.subjects import SUBJECT_PARTS
-from kineograph_lab.world.world import ShotSpec, Subject, camera_shift, placement, scenery_layers
+from kineograph_lab.world.world import ShotSpec, Subject, camera_shift, placement, scenery_layers, subject_parts
 
 MAIN_SUBJECT_DEPTH = 0.3  # depth of the main subject
 KEYPOINTS = ("front", "back", "top", "bottom", "centre")
@@ -69,14 +67,12 @@ def _subject_shapes(shot: ShotSpec, time: float, shift: float) -> list[_Shape]:
 def subject_outlines(subject: Subject, time: float, camera: float) -> list[Outline]:
     """Return the outlines of a subject's parts in units of the frame."""
     axes, centre = placement(subject, time, camera)
-    return [part.outline @ axes + centre for part in SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))]
+    return [part.outline @ axes + centre for part in subject_parts(subject)]
 
 
 def subject_keypoints(subject: Subject, time: float, camera: float) -> dict[str, tuple[float, float]]:
     """Return the extreme points of the subject in its own frame, and its centre, in pixels of the image."""
-    points = np.concatenate(
-        [part.outline for part in SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))]
-    )
+    points = np.concatenate([part.outline for part in subject_parts(subject)])
     x, y = points.T
     extremes = points[[x.argmax(), x.argmin(), y.argmin(), y.argmax()]]
     axes, centre = placement(subject, time, camera)

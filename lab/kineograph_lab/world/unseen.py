@@ -16,12 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from kineograph_lab.world import painting
-from kineograph_lab.world.individuals import sample_individual
 from kineograph_lab.world.painting import RGB, SIDE, SUPERSAMPLING, mix_colours
 from kineograph_lab.world.shapes import Outline, Part
-from kineograph_lab.world.subjects import SUBJECT_PARTS
 from kineograph_lab.world.unseen_subjects import COMPOSED_SUBJECTS, UNSEEN_SUBJECTS
-from kineograph_lab.world.world import ShotSpec, camera_shift, frame_times, placement, scenery_layers
+from kineograph_lab.world.world import ShotSpec, camera_shift, frame_times, placement, scenery_layers, subject_parts
 
 ColouredOutlines = Sequence[tuple[Outline, RGB]]
 ShapePainter = Callable[[ImageDraw.ImageDraw, ColouredOutlines], None]
@@ -278,8 +276,7 @@ def _render_unseen_subject(name: str, shot: ShotSpec, time: float = 0.0) -> np.n
 
 
 def _render_in_unseen_style(name: str, shot: ShotSpec, time: float = 0.0) -> np.ndarray:
-    subject = shot.things[0]
-    parts = SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))
+    parts = subject_parts(shot.things[0])
     return render_style(
         {**UNSEEN_STYLES, **COMPOSED_STYLES}[name],
         _scenery_outlines(shot, time),
