@@ -15,7 +15,7 @@ from kineograph.models.pocket.networks import trained_weights
 from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.judge import geometry, parts_training, training
 from kineograph_lab.judge.networks import ImageClassifier, Judge, MotionClassifier
-from kineograph_lab.recipe import networks, pool
+from kineograph_lab.recipe import networks, outputs, pool
 from kineograph_lab.recipe.image import clip, controlnets, edit, text_encoder, unet, vae
 from kineograph_lab.recipe.image.vae import initialise_as_resizing
 from kineograph_lab.recipe.long import growing_pool
@@ -26,6 +26,7 @@ from kineograph_lab.world import edits
 from kineograph_lab.world.truth import CONTROL_MAPS
 
 Stage = Callable[[RecipeSettings, Path], None]
+EDIT = "edit.safetensors"
 
 
 def image_pools(settings: RecipeSettings, out: Path) -> tuple[Pool, Pool]:
@@ -104,7 +105,7 @@ def control_stage(settings: RecipeSettings, out: Path) -> None:
         net = controlnets.train_controlnet(
             kind, UNet2DConditionModel.from_pretrained(out / "unet" / "final"), settings.control, out / "control" / kind,
             train, held_out, latents=unet.load_latents(out / "unet", vae_model, train), vae=vae_model, text=text_model,
-            tokenizer=tokenizer_model,
+            tokenizer=tokenizer_model, initial=outputs.initial_weights(settings, out, f"control/{kind}.safetensors"),
         )  # fmt: skip
         _save_added(net, file)
 
@@ -122,8 +123,9 @@ def edit_stage(settings: RecipeSettings, out: Path) -> None:
     net = edit.train_editing_unet(
         UNet2DConditionModel.from_pretrained(out / "unet" / "final"), settings.edit, out / "edit", train, held_out,
         vae=vae_model, text=text_model, tokenizer=tokenizer_model,
+        initial=outputs.initial_weights(settings, out, EDIT),
     )  # fmt: skip
-    _save_added(net, out / "edit.safetensors")
+    _save_added(net, out / EDIT)
 
 
 def _save_added(net: ControlNetModel | UNet2DConditionModel, path: Path) -> None:

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from kineograph.models.formats.adapter_files import save_motion_adapter
-from kineograph.models.pocket.networks import restore_vidrd_unet
+from kineograph.models.pocket.networks import load_float32, restore_vidrd_unet
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph_lab.recipe import outputs
@@ -82,7 +82,8 @@ def _train_temporal_layers(
 ) -> None:
     clip_pool, stills = outputs.video_pools(settings, out)
     folder, text_model, tokenizer = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
-    sample_batch = batches.video_batches(clip_pool, stills, plan.batch, tokenizer)
+    curriculum = batches.LATE_CURRICULUM if settings.initial else batches.CURRICULUM
+    sample_batch = batches.video_batches(clip_pool, stills, plan.batch, tokenizer, curriculum=curriculum)
     if share:
         folder_of_clips, encoder = out / "panned", out / "vae" / "final"
         render = pan_and_zoom.wide_panned_clip if settings.wide else pan_and_zoom.random_panned_clip
@@ -93,9 +94,12 @@ def _train_temporal_layers(
             sample_batch, pan_and_zoom.panned_batches(panned_pool, plan.batch, tokenizer), share
         )
     torch.manual_seed(settings.seed)
+    net = temporal_layers.TemporalLayersUNet(outputs.load_text_to_video(out), config)
+    if result in (VIDRD, SPACE_TIME):
+        load_float32(net.net, outputs.initial_weights(settings, out, result))
     report = samples.video_report(folder, outputs.load_vae(out), text_model, tokenizer, settings.num_report_videos)
     trained = temporal_layers.train_temporal_layers(
-        temporal_layers.TemporalLayersUNet(outputs.load_text_to_video(out), config),
+        net,
         plan,
         folder,
         sample_batch,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from kineograph.models.pocket.networks import restore_video_unet
@@ -34,6 +35,11 @@ def video_pools(settings: RecipeSettings, out: Path) -> tuple[Pool, Pool]:
         clips.load_clip_pool(folder, encoder, settings.num_clips, seed=settings.seed, split="train"),
         clips.load_still_pool(folder / "stills", encoder, settings.num_stills, seed=settings.seed, split="train"),
     )
+
+
+def initial_weights(settings: RecipeSettings, out: Path, result: str) -> dict[str, Tensor]:
+    """Return the earlier result of a stage, from which its training goes on; empty if it starts anew."""
+    return load_file(out / settings.initial / result) if settings.initial else {}
 
 
 def load_text_to_video(out: Path) -> VideoUNet:

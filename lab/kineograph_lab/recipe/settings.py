@@ -31,6 +31,7 @@ class RecipeSettings(BaseModel):
 
     seed: int = 0
     wide: bool = False  # shots and captions of the wider distribution (`world/wide.py`)
+    initial: str | None = None  # folder, in the output folder, of earlier results from which stages go on
     num_images: int = 30_000  # rendered once: 70 seconds, 1.5 GB
     num_held_out_images: int = 1_000
     num_held_out_pairs: int = 8_000  # images of held-out pairs, for the judge alone
@@ -75,25 +76,25 @@ class RecipeSettings(BaseModel):
     motion_classifier: StagePlan = StagePlan(minutes=8, lr=2e-3, batch=32)
 
 
-# The long training (`long/training.py`), in steps, since it runs over several sessions and shares the machine.
+# The long training (`long/training.py`), in steps, since it runs over several sessions and shares the machine. All stages go
+# on from the shipped weights.
 NUM_TEXTS = 100_000  # training texts of the text encoder
-IMAGE_SHARDS = 250  # of 2,048 images each, for the U-Net
+IMAGE_SHARDS = 120  # of 2,048 images each, for the U-Net
 CLIP_SHARDS = 48  # of 256 clips each, for the video models
 STILL_SHARDS = 16  # shards of images trained together with the clips
 LONG = RecipeSettings(
     wide=True,
-    text=StagePlan(minutes=7, lr=1e-3, batch=256, steps=1_000, decay=0.7),
+    initial="shipped",
+    text=StagePlan(minutes=9, lr=1e-3, batch=256, steps=500, decay=0.7),
     unet=StagePlan(
-        minutes=200, lr=1.2e-3, batch=64, steps=16_000, warmup=200, decay=0.25, ema=0.9995, report_steps=2_000
+        minutes=120, lr=1.2e-3, batch=64, steps=9_000, warmup=200, decay=0.4, ema=0.9995, report_steps=3_000
     ),
-    # Two to three times the steps that the minutes above gave on that machine.
-    control=StagePlan(minutes=39, lr=2e-3, batch=32, steps=4_000, report_steps=2_000),
-    edit=StagePlan(minutes=60, lr=2e-3, batch=32, steps=6_000, report_steps=2_000),
-    text_to_video=StagePlan(minutes=195, lr=2e-3, batch=4, steps=6_500, decay=0.5, ema=0.999, report_steps=1_300),
-    image_reading=StagePlan(minutes=30, lr=2e-3, batch=48, steps=1_500, report_steps=750),
-    image_to_video=StagePlan(minutes=60, lr=1e-3, batch=4, steps=2_000, report_steps=1_000),
-    motion_adapter=StagePlan(minutes=20, lr=2e-3, batch=4, steps=700),
-    vidrd=StagePlan(minutes=75, lr=2e-3, batch=4, steps=2_800, decay=0.5, report_steps=1_400),
+    control=StagePlan(minutes=13, lr=1e-3, batch=32, steps=1_300, report_steps=650),
+    edit=StagePlan(minutes=25, lr=1e-3, batch=32, steps=2_500, report_steps=1_250),
+    text_to_video=StagePlan(minutes=80, lr=1e-3, batch=4, steps=2_700, decay=0.7, ema=0.999, report_steps=900),
+    image_to_video=StagePlan(minutes=35, lr=5e-4, batch=4, steps=1_200, report_steps=600),
+    motion_adapter=StagePlan(minutes=10, lr=2e-3, batch=4, steps=350),
+    vidrd=StagePlan(minutes=35, lr=1e-3, batch=4, steps=1_300, report_steps=650),
     degraded=StagePlan(minutes=10, lr=1e-3, batch=4, steps=330),
-    space_time=StagePlan(minutes=50, lr=2e-3, batch=4, steps=1_800, report_steps=900),
+    space_time=StagePlan(minutes=25, lr=1e-3, batch=4, steps=900, report_steps=450),
 )

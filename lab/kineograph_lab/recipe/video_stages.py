@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import CLIPTextModel
 
+from kineograph.models.pocket.networks import load_float32
 from kineograph_lab.recipe import outputs
 from kineograph_lab.recipe.loop import SampleBatch, StagePlan
 from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO
@@ -41,7 +44,8 @@ def moving_text_stage(settings: RecipeSettings, out: Path) -> None:
 
 def text_to_video_stage(settings: RecipeSettings, out: Path) -> None:
     """Train the text-to-video network."""
-    trained = _train_video_unet(settings, settings.text_to_video, out, TEXT_TO_VIDEO, batches.IMAGE_SHARE)
+    initial = outputs.initial_weights(settings, out, TEXT_TO_VIDEO)
+    trained = _train_video_unet(settings, settings.text_to_video, out, TEXT_TO_VIDEO, batches.IMAGE_SHARE, initial)
     text_to_video.amplify_frame_rates(trained.net)
     save_file(text_to_video.text_to_video_weights(trained), out / TEXT_TO_VIDEO)
 
@@ -59,16 +63,21 @@ def films_only_stage(settings: RecipeSettings, out: Path) -> None:
 
 
 def _train_video_unet(
-    settings: RecipeSettings, plan: StagePlan, out: Path, result: str, share: float
-) -> text_to_video.TextToVideoUNet:
+    settings: RecipeSettings, plan: StagePlan, out: Path, result: str, share: float,
+    initial: Mapping[str, Tensor] | None = None,
+) -> text_to_video.TextToVideoUNet:  # fmt: skip
     clip_pool, stills = outputs.video_pools(settings, out)
     torch.manual_seed(settings.seed)
     net = text_to_video.TextToVideoUNet(
         UNet2DConditionModel.from_pretrained(out / "unet" / "final"), text_to_video.TEXT_TO_VIDEO
     )
+    if initial:
+        load_float32(net.net, initial)
+        text_to_video.amplify_frame_rates(net.net, 1 / text_to_video.FPS_GAIN)  # as it was before it was shipped
     folder, text_model, tokenizer = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
     report = samples.video_report(folder, outputs.load_vae(out), text_model, tokenizer, settings.num_report_videos)
-    sample_batch = batches.video_batches(clip_pool, stills, plan.batch, tokenizer, share)
+    curriculum = batches.LATE_CURRICULUM if initial else batches.CURRICULUM
+    sample_batch = batches.video_batches(clip_pool, stills, plan.batch, tokenizer, share, curriculum)
     return text_to_video.train_text_to_video(net, plan, folder, sample_batch, report, text=text_model)
 
 
@@ -79,7 +88,8 @@ def image_reading_stage(settings: RecipeSettings, out: Path) -> None:
 
 def image_to_video_stage(settings: RecipeSettings, out: Path) -> None:
     """Train the image layers further on clips, conditioned on their first frame."""
-    _train_on_clips(settings, out, IMAGE_READING, IMAGE_TO_VIDEO, ALL_TOKENS)
+    initial = f"{settings.initial}/{IMAGE_TO_VIDEO}" if settings.initial else IMAGE_READING
+    _train_on_clips(settings, out, initial, IMAGE_TO_VIDEO, ALL_TOKENS)
 
 
 def class_reading_stage(settings: RecipeSettings, out: Path) -> None:

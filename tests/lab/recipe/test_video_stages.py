@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file
 from tiny_unets import with_temporal_layers
 from tiny_videos import two_levels, videocrafter
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
@@ -21,6 +22,7 @@ from kineograph.models.temporal.config import Site, TemporalConfig, TransformerC
 from kineograph_lab.models import open_degraded_video, open_space_time
 from kineograph_lab.recipe import outputs, run, unpack
 from kineograph_lab.recipe.export import export_video_models
+from kineograph_lab.recipe.image import unet as image_unet
 from kineograph_lab.recipe.loop import StagePlan
 from kineograph_lab.recipe.settings import RecipeSettings
 from kineograph_lab.recipe.video import batches as screenings
@@ -35,6 +37,7 @@ from kineograph_lab.recipe.video import (
 )
 from kineograph_lab.studies.frame_metrics import relative_sharpness, watermark_correlation
 from kineograph_lab.world import world
+from kineograph_lab.world.truth import CONTROL_MAPS
 
 SMALL = RecipeSettings(
     num_clips=2, num_stills=4, num_held_out_clips=2, num_report_videos=0, num_clip_captions=16,
@@ -182,6 +185,31 @@ def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path) -> None:
     assert (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # six stages, a step each
+def test_stages_go_on_from_earlier_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_unet, "STEPS", 2)
+    unpack.unpack_shipped(tmp_path)
+    unpack.unpack_shipped(tmp_path / "shipped")
+    still = StagePlan(minutes=1, steps=1, lr=0.0, batch=2)
+    settings = SMALL.model_copy(
+        update={"initial": "shipped", "num_images": 4, "num_held_out_images": 8, "num_edit_families": 2}
+        | {"num_judge_held_out": 2}
+        | {name: still for name, value in SMALL if isinstance(value, StagePlan)}
+    )
+    names = ["control", "edit", "text_to_video", "image_to_video", "vidrd", "space_time"]
+    results = [f"control/{kind}.safetensors" for kind in CONTROL_MAPS]
+    results += [run.STAGES[name][1] for name in names[1:]]
+    for result in results:
+        (tmp_path / result).unlink()
+    run.train_stages(names, settings, tmp_path)
+    for result in results:
+        before, after = load_file(tmp_path / "shipped" / result), load_file(tmp_path / result)
+        assert before.keys() == after.keys()
+        for name, weight in after.items():
+            torch.testing.assert_close(weight, before[name], msg=lambda text, at=name: f"{at}: {text}")
+
+
 def test_results_of_chosen_stages_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen_stages: list[list[str]] = []
     monkeypatch.setattr(run, "train_stages", lambda chosen, settings, out: chosen_stages.append(chosen))
@@ -221,3 +249,5 @@ def test_frame_rate_embeddings_are_amplified_around_the_usual_rate() -> None:
     after = rates(video_model)
     torch.testing.assert_close(after[0], before[0])
     torch.testing.assert_close(after - after[:1], text_to_video.FPS_GAIN * (before - before[:1]))
+    text_to_video.amplify_frame_rates(net, 1 / text_to_video.FPS_GAIN)
+    torch.testing.assert_close(rates(video_model), before)

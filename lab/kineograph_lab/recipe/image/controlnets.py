@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket.networks import initial_controlnet, make_trainable
+from kineograph.models.pocket.networks import initial_controlnet, load_float32, make_trainable
 from kineograph.models.schedule import Schedule
 from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
@@ -52,11 +52,17 @@ def render_control_maps(kind: str, pool: Pool) -> np.ndarray:
 def train_controlnet(
     kind: str, net: UNet2DConditionModel, plan: StagePlan, folder: Path, pool: Pool, held_out: Pool,
     *, latents: np.ndarray, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
+    initial: Mapping[str, Tensor],
 ) -> ControlNetModel:  # fmt: skip
-    """Train the ControlNet for one kind of map; return it with averaged, unmerged low-rank weights."""
+    """Train the ControlNet for one kind of map; return it with averaged, unmerged low-rank weights.
+
+    initial: trained weights from which the training goes on; empty to start anew.
+    """
     net.set_attn_processor(AttnProcessor())
     net.requires_grad_(requires_grad=False)
-    pair = use_fast_group_norm(UNetWithControlNet(net, make_trainable(initial_controlnet(net)))).to(best_device())
+    control = make_trainable(initial_controlnet(net))
+    load_float32(control, initial)
+    pair = use_fast_group_norm(UNetWithControlNet(net, control)).to(best_device())
     pair.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())

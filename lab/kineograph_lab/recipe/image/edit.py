@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket.networks import initial_editing_unet, make_trainable
+from kineograph.models.pocket.networks import initial_editing_unet, load_float32, make_trainable
 from kineograph.models.schedule import Schedule
 from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.image.unet import (
@@ -76,10 +76,15 @@ def edit_pairs(families: Pool, tokenizer: CLIPTokenizer) -> EditPairs:
 
 def train_editing_unet(
     net: UNet2DConditionModel, plan: StagePlan, folder: Path, families: Pool, held_out: Pool,
-    *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
+    *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, initial: Mapping[str, Tensor],
 ) -> UNet2DConditionModel:  # fmt: skip
-    """Train the editing U-Net; return it with averaged, unmerged low-rank weights."""
-    editing = use_fast_group_norm(EditingUNet(make_trainable(initial_editing_unet(net)))).to(best_device())
+    """Train the editing U-Net; return it with averaged, unmerged low-rank weights.
+
+    initial: trained weights from which the training goes on; empty to start anew.
+    """
+    trainable = make_trainable(initial_editing_unet(net))
+    load_float32(trainable, initial)
+    editing = use_fast_group_norm(EditingUNet(trainable)).to(best_device())
     editing.unet.set_attn_processor(AttnProcessor())
     editing.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")

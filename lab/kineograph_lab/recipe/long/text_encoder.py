@@ -1,11 +1,15 @@
 """The one text encoder of all pocket models, trained on captions of images and clips and on editing instructions.
 
 Linear heads predict from its states what a text names and what it omits: every fact has the further choice "not named".
+The states of captions of the narrower grammar, on which the shipped models were trained, stay what they were, so that each
+model's training can go on from its shipped weights.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from kineograph_lab.recipe.image.text_encoder import is_after_text
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.networks import WIDTH, tokenize
+from kineograph_lab.recipe.video.text_encoder import PRESERVATION_WEIGHT, sample_clip_captions, squared_change
 from kineograph_lab.world import edits, wide, world
 from kineograph_lab.world.captions import KINDS
 from kineograph_lab.world.wide import Caption
@@ -29,6 +34,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 INSTRUCTION_SHARE = 0.2  # share of instructions among the texts
 CLIP_CAPTION_SHARE = 0.4  # share of captions of clips; all others are captions of images
 NUM_TESTED = 512
+NUM_PRESERVED = 10_000  # captions of clips, and as many of images, whose states are preserved
+PRESERVED_SHARE = 0.5  # of them in a batch, relative to the training texts
 
 Rng = np.random.Generator
 
@@ -47,12 +54,17 @@ def train_text_encoder(
 ) -> CLIPTextModel:
     """Train the text encoder on `count` texts; return it with averaged weights."""
     text.set_attn_implementation("eager")
-    sample_batch, report = (
-        text_batches(load_texts(folder / "texts.npz", plan.seed, count, tokenizer), tokenizer, plan),
-        text_report(tokenizer),
-    )
+    before = copy.deepcopy(text).requires_grad_(requires_grad=False).to(best_device())
+    clip_tokens, image_tokens, _ = sample_clip_captions(plan.seed, NUM_PRESERVED, "train", tokenizer)
+    texts = load_texts(folder / "texts.npz", plan.seed, count, tokenizer)
+    sample_batch = text_batches(texts, np.concatenate([clip_tokens, image_tokens]), tokenizer, plan)
     return train_loop(
-        TextFactsNet(text).to(best_device()), plan, folder, sample_batch=sample_batch, loss=text_losses, report=report
+        TextFactsNet(text).to(best_device()),
+        plan,
+        folder,
+        sample_batch=sample_batch,
+        loss=partial(text_losses, before),
+        report=text_report(tokenizer, before),
     ).text
 
 
@@ -99,37 +111,53 @@ def load_texts(path: Path, seed: int, count: int, tokenizer: CLIPTokenizer) -> t
     return cached["words"], cached["facts"]
 
 
-def text_batches(texts: tuple[np.ndarray, np.ndarray], tokenizer: CLIPTokenizer, plan: StagePlan) -> SampleBatch:
-    """Return a sampler of (tokens, True at and after the end of text, facts)."""
+def text_batches(
+    texts: tuple[np.ndarray, np.ndarray], preserved: np.ndarray, tokenizer: CLIPTokenizer, plan: StagePlan
+) -> SampleBatch:
+    """Return a sampler of (tokens, True at and after the end of text, facts, tokens whose states are preserved)."""
     words, facts = texts
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
         chosen = rng.integers(len(words), size=plan.batch)
         tokens = torch.from_numpy(words[chosen].astype(np.int64))
-        return tokens, is_after_text(tokens, tokenizer), torch.from_numpy(facts[chosen])
+        kept = rng.integers(len(preserved), size=round(PRESERVED_SHARE * plan.batch))
+        preserved_tokens = torch.from_numpy(preserved[kept].astype(np.int64))
+        return tokens, is_after_text(tokens, tokenizer), torch.from_numpy(facts[chosen]), preserved_tokens
 
     return sample_batch
 
 
-def text_losses(net: TextFactsNet, batch: Batch) -> dict[str, Tensor]:
-    """Return the cross-entropy of every fact, over all states at or after the end of the text."""
-    words, is_after_end, facts = batch
+def text_losses(before: CLIPTextModel, net: TextFactsNet, batch: Batch) -> dict[str, Tensor]:
+    """Return the cross-entropy of every fact, over states at or after the end of the text, and the change of states.
+
+    before: the text encoder before training.
+    """
+    words, is_after_end, facts, preserved = batch
     states = net.text(words).last_hidden_state[is_after_end]
     targets = facts[:, None].expand(-1, words.shape[1], -1)[is_after_end]
-    return {
+    losses = {
         name: cross_entropy(head(states).float(), targets[:, k]) for k, (name, head) in enumerate(net.facts.items())
     }
+    return {**losses, "preservation": PRESERVATION_WEIGHT * squared_change(before, net.text, preserved)}
 
 
-def text_report(tokenizer: CLIPTokenizer) -> Callable[[TextFactsNet], Metrics]:
-    """Return a report on texts about held-out shots: accuracy of each fact, from the last state."""
+def text_report(tokenizer: CLIPTokenizer, before: CLIPTextModel) -> Callable[[TextFactsNet], Metrics]:
+    """Return a report on texts about held-out shots: accuracy of each fact, from the last state, and change of states."""
     encoded, facts = sample_texts(1, NUM_TESTED, "held_out", tokenizer)
     token_ids = torch.from_numpy(encoded.astype(np.int64))
+    clip_tokens, image_tokens, _ = sample_clip_captions(1, NUM_TESTED, "held_out", tokenizer)
+    old_captions = {"clips": clip_tokens, "images": image_tokens}
 
     @torch.no_grad()
     def report(net: TextFactsNet) -> Metrics:
+        changes = {
+            f"change {name}": float(
+                squared_change(before, net.text, torch.from_numpy(each.astype(np.int64)).to(best_device()))
+            )
+            for name, each in old_captions.items()
+        }
         last_state = net.text(token_ids.to(best_device())).last_hidden_state[:, -1]
         head = {name: head(last_state).argmax(1).cpu().numpy() for name, head in net.facts.items()}
-        return {name: float((head[name] == facts[:, k]).mean()) for k, name in enumerate(CHOICES)}
+        return changes | {name: float((head[name] == facts[:, k]).mean()) for k, name in enumerate(CHOICES)}
 
     return report

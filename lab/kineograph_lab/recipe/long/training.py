@@ -138,7 +138,6 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "control": (image_stages.control_stage, "control/pose.safetensors"),
     "edit": (image_stages.edit_stage, "edit.safetensors"),
     "text_to_video": (require_clips(video_stages.text_to_video_stage), outputs.TEXT_TO_VIDEO),
-    "image_reading": (require_clips(video_stages.image_reading_stage), video_stages.IMAGE_READING),
     "image_to_video": (require_clips(video_stages.image_to_video_stage), video_stages.IMAGE_TO_VIDEO),
     "motion_adapter": (require_clips(layer_stages.motion_adapter_stage), layer_stages.MOTION_ADAPTER),
     "vidrd": (require_clips(layer_stages.vidrd_stage), layer_stages.VIDRD),

@@ -53,7 +53,9 @@ def is_any_clip(fact: dict[str, Any]) -> bool:
 
 
 # (end, filter): up to this progress, clips that pass the filter are sampled.
-CURRICULUM = ((0.3, has_straight_motion), (0.8, has_single_motion), (inf, is_any_clip))
+Curriculum = tuple[tuple[float, Callable[[dict[str, Any]], bool]], ...]
+CURRICULUM: Curriculum = ((0.3, has_straight_motion), (0.8, has_single_motion), (inf, is_any_clip))
+LATE_CURRICULUM: Curriculum = ((0.5, has_single_motion), (inf, is_any_clip))  # of a network that knows motions
 
 
 def clip_cell_weights(fact: dict[str, Any]) -> np.ndarray:
@@ -77,8 +79,9 @@ def sampling_weight(fact: dict[str, Any]) -> int:
 
 
 def video_batches(
-    clip_pool: Pool, image_pool: Pool, batch: int, tokenizer: CLIPTokenizer, share: float = IMAGE_SHARE
-) -> SampleBatch:
+    clip_pool: Pool, image_pool: Pool, batch: int, tokenizer: CLIPTokenizer, share: float = IMAGE_SHARE,
+    curriculum: Curriculum = CURRICULUM,
+) -> SampleBatch:  # fmt: skip
     """Return a sampler of training batches.
 
     A batch is (clips, noise, weights, timesteps, tokens, frame rates, motion, subject cells), and for single images the first
@@ -88,7 +91,7 @@ def video_batches(
     """
     clip_tokens, empty_caption = tokenize_captions(clip_pool, tokenizer), tokenize(tokenizer, [""])[0]
     weights = np.stack([clip_cell_weights(fact) for fact in clip_pool.facts])
-    curriculum = [(until, weighted_indices(clip_pool, is_selected)) for until, is_selected in CURRICULUM]
+    lessons = [(until, weighted_indices(clip_pool, is_selected)) for until, is_selected in curriculum]
     rates = np.array([fact["fps"] for fact in clip_pool.facts], np.float32)
     motion, is_subject = _motion_truths(clip_pool)
     image_tokens, image_weights = tokenize_captions(image_pool, tokenizer), unet.cell_weights(image_pool)[:, None]
@@ -96,7 +99,7 @@ def video_batches(
     def sample_batch(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if rng.uniform() < SHORT_SHARE else FRAMES
         count = batch * FRAMES // frames
-        candidates = next(indices for until, indices in curriculum if progress <= until)
+        candidates = next(indices for until, indices in lessons if progress <= until)
         chosen, window = rng.choice(candidates, size=count), random_frame_window(rng, frames)
         clips, fps = clip_pool.items[chosen][:, window], rates[chosen] / (window.step or 1)
         clip_inputs = (

@@ -104,13 +104,14 @@ def clip_caption_losses(
         name: cross_entropy(head(clip_states).float(), targets[:, k])
         for k, (name, head) in enumerate(net.facts.items())
     }
+    return {**fact_losses, "preservation": PRESERVATION_WEIGHT * squared_change(before, net.text, image_tokens)}
+
+
+def squared_change(before: CLIPTextModel, text: CLIPTextModel, tokens: Tensor) -> Tensor:
+    """Return the mean squared change of the states of tokens [n, tokens], whose own variance is about 1."""
     with torch.no_grad():
-        image_states_before = before(image_tokens).last_hidden_state
-    return {
-        **fact_losses,
-        "preservation": PRESERVATION_WEIGHT
-        * mse_loss(net.text(image_tokens).last_hidden_state.float(), image_states_before.float()),
-    }
+        states_before = before(tokens).last_hidden_state
+    return mse_loss(text(tokens).last_hidden_state.float(), states_before.float())
 
 
 def clip_caption_report(tokenizer: CLIPTokenizer) -> Callable[[ClipFactsNet], Metrics]:

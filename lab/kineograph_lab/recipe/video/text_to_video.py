@@ -86,8 +86,8 @@ def train_text_to_video(
 
 
 @torch.no_grad()
-def amplify_frame_rates(net: VideoUNet) -> None:
-    """Move each frame rate's embedding away from the usual rate's, to `FPS_GAIN` times the distance.
+def amplify_frame_rates(net: VideoUNet, gain: float = FPS_GAIN) -> None:
+    """Move each frame rate's embedding away from the usual rate's, to `gain` times the distance.
 
     Training alone leaves the motion of a subject from frame to frame at 0.63 of the usual where it should be half (decision 8).
     The embedding is affine in the last layer, so only that layer changes, and the usual rate's embedding stays.
@@ -95,8 +95,8 @@ def amplify_frame_rates(net: VideoUNet) -> None:
     assert net.temporal is not None and net.temporal.fps is not None
     fps_embedding = net.temporal.fps
     usual_embedding, last = fps_embedding(torch.tensor([USUAL_FPS]))[0], fps_embedding.embedding.linear_2
-    last.weight.mul_(FPS_GAIN)
-    last.bias.mul_(FPS_GAIN).add_((1 - FPS_GAIN) * usual_embedding)
+    last.weight.mul_(gain)
+    last.bias.mul_(gain).add_((1 - gain) * usual_embedding)
 
 
 def text_to_video_weights(net_with_readout: TextToVideoUNet) -> dict[str, Tensor]:
