@@ -171,19 +171,16 @@ def start_renderer(out: Path) -> subprocess.Popen[bytes]:
 
 
 def render_pool(out: Path, parent: int) -> None:
-    """Render a third of the images, then all clips, then the other images, while the process `parent` runs."""
+    """Render the images, then the clips, while the process `parent` runs."""
     encode, tokenizer = growing_pool.open_encoder(out / "vae" / "final"), outputs.load_tokenizer(out)
 
     def parent_is_alive() -> bool:
         return os.getppid() == parent
 
     growing_pool.render_image_shards(
-        out / outputs.IMAGE_POOL, encode, tokenizer, IMAGE_SHARDS // 3, LONG.seed, parent_is_alive
-    )
-    growing_pool.render_clip_shards(out / outputs.CLIP_POOL, encode, CLIP_SHARDS, LONG.seed, parent_is_alive)
-    growing_pool.render_image_shards(
         out / outputs.IMAGE_POOL, encode, tokenizer, IMAGE_SHARDS, LONG.seed, parent_is_alive
     )
+    growing_pool.render_clip_shards(out / outputs.CLIP_POOL, encode, CLIP_SHARDS, LONG.seed, parent_is_alive)
 
 
 def run_long_training(plans: RecipeSettings, out: Path, stages: list[str]) -> None:
