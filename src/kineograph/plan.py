@@ -127,7 +127,7 @@ class Plan:
     strength            share of the steps that are sampled, see `methods.sdedit`
     image               the image that the video starts from: one, or none
     engine              library that computes the networks, and why
-    options             all options, with defaults; see `read`
+    options             all options, with defaults and the guidance that is recommended for the model; see `read`
     clip                number of the clip of a long video
     guide               (bind, cond, uncond) -> the guided model
     add_conditions      adds ControlNet residuals and the frames to edit to a condition
@@ -369,11 +369,11 @@ def guide_in_interval(
 
     Source: Kynkäänniemi et al. 2024.
     """
-    options = plan.read(SharedOptions)
+    start, end = (plan.options[name] for name in ("guidance_start", "guidance_end"))
     bind_once = cache(bind)
 
     def inside(sigma: float) -> bool:
-        return options["guidance_start"] <= schedule.progress(sigma) <= options["guidance_end"]
+        return start <= schedule.progress(sigma) <= end
 
     return choose_by_sigma(inside, guide(bind_once, cond, uncond), bind_once(cond))
 

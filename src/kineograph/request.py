@@ -176,25 +176,32 @@ class SharedOptions(TypedDict, total=False):
         ),
     ]
     guidance_scale: Annotated[
-        Number, option(7.5, "Weight of the prompt; 1 and less turn guidance off, at half the cost.")
+        Number | None,
+        option(
+            None,
+            "Weight of the prompt; 1 and less turn guidance off, at half the cost.",
+            shown_default="the one that the model's authors recommend, or 7.5",
+        ),
     ]
     guidance_start: Annotated[
-        Number,
+        Number | None,
         option(
-            0.0,
+            None,
             "Start of the guidance, as fraction of the timesteps: 0 is noise, 1 is clean. Before it only the prompt is "
             "evaluated, as with a `guidance_scale` of 1, at half the cost.",
             ge=0,
             le=1,
+            shown_default="the one that the model's authors recommend, or 0",
         ),
     ]
     guidance_end: Annotated[
-        Number,
+        Number | None,
         option(
-            1.0,
+            None,
             "End of the guidance, as fraction of the timesteps; after it only the prompt is evaluated.",
             ge=0,
             le=1,
+            shown_default="the one that the model's authors recommend, or 1",
         ),
     ]
     deepcache_interval: Annotated[
@@ -453,7 +460,8 @@ def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings = _migrate_from_1(settings)
     if version < SETTINGS_VERSION:
         settings = _migrate_from_2(settings)
-    return {"engine": "torch", **settings}  # the only one, where none is recorded
+    # where none is recorded: the only engine, and guidance at all steps, whatever the model recommends today
+    return {"engine": "torch", "guidance_start": 0.0, "guidance_end": 1.0, **settings}
 
 
 def _migrate_from_2(settings: dict[str, Any]) -> dict[str, Any]:

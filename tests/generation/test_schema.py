@@ -30,7 +30,7 @@ def test_each_option_is_described(function: str) -> None:
     ("name", "expected"),
     [
         ("num_frames", {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 4096}, {"type": "null"}]}),
-        ("guidance_scale", {"type": "number", "default": 7.5, "readers": []}),
+        ("guidance_scale", {"anyOf": [{"type": "number"}, {"type": "null"}], "default": None, "readers": []}),
         ("first_frame", {"type": "string", "enum": ["shown", "pinned"]}),
         ("refine_at", {"type": "array", "readers": ["video-elevator"]}),
         ("window", {"readers": ["videocrafter", "animatediff", "video-elevator", "freenoise"]}),

@@ -19,6 +19,7 @@ from kineograph.generation.options import (
 from kineograph.methods import instruct_pix2pix, video_elevator
 from kineograph.models.conditioning.prompt_weights import check_weights, plain_text
 from kineograph.models.description import Description
+from kineograph.models.generation_config import USUAL_GUIDANCE
 from kineograph.models.loading.options import LoadOptions
 from kineograph.models.unet.deepcache import check_branch
 from kineograph.models.unet.windows import window_ranges
@@ -120,7 +121,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
     Raises InputError for models that do not fit the method, options that exclude each other, and options that nothing
     reads in this combination.
     """
-    combination = Combination(model, video_model, _choose_method(model, video_model, options), options)
+    combination = combine(model, video_model, options)
     method = find_method(combination.method)
     _check_other_texts(options)
     _check_models(combination)
@@ -134,7 +135,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
     _check_evaluations(combination)
     if options["negative_prompt"]:
         check_guidance(combination, "negative_prompt")
-    _refuse_unread(combination)
+    _refuse_unread(combination, options)
     if names := unused(method, options, with_plugins(GenerateOptions)):
         raise InputError(_explain_unused(names[0], combination.method))
     return combination
@@ -142,9 +143,19 @@ def check(model: Description, video_model: Description | None, options: Mapping[
 
 def without_unused(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return recorded options without those that nothing reads, which older versions recorded too."""
-    combination = Combination(model, video_model, _choose_method(model, video_model, options), options)
+    combination = combine(model, video_model, options)
     read = declared(*used_kinds(find_method(combination.method), options)).keys() - options_without_effect(combination)
     return {name: value for name, value in options.items() if name in read}
+
+
+def combine(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> Combination:
+    """Return complete options and the models they are for, with the guidance that the models' authors recommend."""
+    guidance = {**USUAL_GUIDANCE, **model.recommended}
+    filled = {name: guidance[name] if options[name] is None else options[name] for name in USUAL_GUIDANCE}
+    if video_model is not None and options["guidance_scale"] is options["video_guidance_scale"] is None:
+        filled["video_guidance_scale"] = video_model.recommended.get("guidance_scale")
+    method = _choose_method(model, video_model, options)
+    return Combination(model, video_model, method, {**options, **filled})
 
 
 def _choose_method(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> str:
@@ -308,10 +319,11 @@ def options_without_effect(combination: Combination) -> dict[str, str]:
     return unread
 
 
-def _refuse_unread(combination: Combination) -> None:
-    unread, given = options_without_effect(combination), changed(combination.options, *with_plugins(GenerateOptions))
-    preset = preset_values(combination.options["preset"])
-    if names := [name for name in given if name in unread and combination.options[name] != preset.get(name)]:
+def _refuse_unread(combination: Combination, options: Mapping[str, Any]) -> None:
+    """Raise InputError for one of the given options, complete, that nothing reads."""
+    unread, given = options_without_effect(combination), changed(options, *with_plugins(GenerateOptions))
+    preset = preset_values(options["preset"])
+    if names := [name for name in given if name in unread and options[name] != preset.get(name)]:
         reason = unread[names[0]]
         same = [f"`{name}`" for name in names if unread[name] == reason]
         raise InputError(f"{' and '.join(same)} {'does' if len(same) == 1 else 'do'} nothing here: {reason}")

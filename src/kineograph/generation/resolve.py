@@ -207,6 +207,7 @@ def resolve(
     """
     second = None if video_model is None else describe_model(video_model)
     combination = check(describe_model(model), second, options)
+    options = combination.options
     if any(isinstance(each, EncodedPrompt) for each in negative_prompts):
         check_guidance(combination, "negative_prompt_embeds")
     decided = decide(combination, inputs)

@@ -52,6 +52,7 @@ class Description:
     out_channels          channels that the U-Net returns: the latents', and others for a learned variance
     reads_guidance_scale  True for a latent consistency model whose network takes the guidance scale as an input
     skips                 number of skip connections of the U-Net
+    recommended           options of sampling that its authors recommend, see `models.generation_config`
     scheduler             configuration of the scheduler; None if only the weights determine it
     networks              configurations and placement of the networks
     """
@@ -68,6 +69,7 @@ class Description:
     out_channels: int = LATENT_CHANNELS
     reads_guidance_scale: bool = False
     skips: int = 12
+    recommended: Mapping[str, float] = field(default_factory=dict)
     scheduler: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     networks: Networks | None = field(default=None, repr=False, compare=False)
 
@@ -99,6 +101,7 @@ def describe_model(model: Model) -> Description:
         out_channels=model.net.image_unet.config.out_channels,
         reads_guidance_scale=model.net.reads_guidance_scale,
         skips=count_skips(model.net.image_unet.config),
+        recommended=model.recommended,
         scheduler=model.schedule.settings or None,
         networks=Networks(
             model.net.image_unet.config,

@@ -61,6 +61,7 @@ class Model:
     temporal_decoder  temporal layers of the VAE's decoder
     subject           the prompt's words for the subject or style that the model was customised to
     learned_words     the words that its LoRAs were trained for
+    recommended       options of sampling that its authors recommend, see `models.generation_config`
     engine            the library that evaluates the U-Net and the ControlNets
 
     `to`, `load_lora_weights` and `unload_lora_weights` return a new model that shares the weights with this one.
@@ -82,6 +83,7 @@ class Model:
     temporal_decoder: TemporalDecoder | None = None
     subject: str | None = None
     learned_words: tuple[str, ...] = ()
+    recommended: Mapping[str, float] = field(default_factory=dict)
     engine: Literal["torch", "openvino"] = "torch"
 
     def __repr__(self) -> str:

@@ -16,8 +16,7 @@ from kineograph.metrics.features import Frames
 from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
 from kineograph.motion import camera_offset, parse
-from kineograph.options import defaults
-from kineograph.request import NUM_FRAMES, SharedOptions
+from kineograph.request import NUM_FRAMES
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.claims import (
     SHARE_MARGIN,
@@ -37,7 +36,7 @@ from kineograph_lab.world.truth import ground_truth
 from kineograph_lab.world.world import render
 
 STEPS, STRENGTH = 25, 0.6
-SCALE = defaults(SharedOptions)["guidance_scale"]
+SCALE = 7.5
 # the camera's motion in pixels per frame
 PAN_PIXELS = np.rint(np.array(camera_offset(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(int)
 

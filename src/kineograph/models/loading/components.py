@@ -24,6 +24,7 @@ from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import animatediff, known_configurations, modelscope
 from kineograph.models.formats.lora import named_networks
 from kineograph.models.formats.tensor_files import as_input_error, preview_names
+from kineograph.models.generation_config import read_generation_config
 from kineograph.models.hooks import refuse_any_hooks, refuse_unused_hooks
 from kineograph.models.loading import video_folder
 from kineograph.models.network_folders import (
@@ -103,6 +104,7 @@ class Components(NamedTuple):
     spatial_adapter: SpatialAdapter | None = None
     subject: str | None = None
     learned_words: tuple[str, ...] = ()
+    recommended: Mapping[str, float] = {}
 
     @property
     def net(self) -> VideoUNet:
@@ -202,6 +204,7 @@ def components_from_folder(
         temporal=temporal,
         temporal_decoder=video_folder.read_temporal_decoder(decoder) if decoder.is_dir() else None,
         motion_adapter=None if temporal is None else video_folder.read_motion_adapter(folder, temporal),
+        recommended=read_generation_config(folder),
     )
     _check_widths(opened, folder)
     return opened

@@ -23,6 +23,7 @@ from kineograph.models.description import Description, describe_configurations, 
 from kineograph.models.formats import animatediff, architecture, known_configurations, tensor_files, videocrafter, vidrd
 from kineograph.models.formats.lora import LORA_FILES, check_kind, list_loras
 from kineograph.models.formats.tensor_files import Tensors
+from kineograph.models.generation_config import read_generation_config
 from kineograph.models.loading import (
     components,
     controlnets,
@@ -189,6 +190,7 @@ def _describe_built_in(name: str) -> Description | None:
     own = WEIGHTS / pocket.built_in_model(name).folder
     if not own.is_dir():
         return None
+    found = replace(found, recommended={**found.recommended, **read_generation_config(own)})
     if own == WEIGHTS / pocket.EDIT:
         return replace(found, in_channels=2 * found.in_channels)  # as in `initial_editing_unet`
     moving = own if (own / CONFIG).is_file() else WEIGHTS / pocket.VIDEO
@@ -214,7 +216,9 @@ def _describe_folder(folder: Path, name: str, *, given_apart: Sequence[str] = ()
         takes_images=(folder / video_folder.IMAGE_ADAPTER).is_dir(),
         has_motion_adapter=temporal is not None and (folder / video_folder.MOTION_ADAPTER).is_dir(),
     )
-    return found and replace(found, scheduler=components.read_scheduler(folder))
+    return found and replace(
+        found, scheduler=components.read_scheduler(folder), recommended=read_generation_config(folder)
+    )
 
 
 def _folder_temporal(folder: Path, index: Config) -> TemporalConfig | None:

@@ -20,6 +20,7 @@ from kineograph.models.conditioning.textual_inversion import list_textual_invers
 from kineograph.models.description import ANY_CONTROL
 from kineograph.models.formats.lora import list_loras, load_lora, read_learned_words
 from kineograph.models.formats.tensor_files import read_tensors
+from kineograph.models.generation_config import read_generation_config
 from kineograph.models.hooks import add_offloading, execution_device, refuse_offloaded
 from kineograph.models.loading.adapters import load_customised_adapter, load_motion_adapter
 from kineograph.models.loading.components import (
@@ -146,7 +147,10 @@ def _open_source(request: Request, placement: Placement) -> Components:
         return _place_live(components_from_pipeline(source), request, placement)
     path = _pocket_folder() if source in POCKETS else hub.local_path(source, POCKETS)
     if source in built_in_names():
-        components = built_in_model(str(source)).open(_pocket_folder())
+        built_in = built_in_model(str(source))
+        components = built_in.open(_pocket_folder())
+        own = read_generation_config(_pocket_folder() / built_in.folder)
+        components = components._replace(recommended={**components.recommended, **own})
     elif path is not None and path.is_file():
         tensors, prediction_type = read_tensors(path), options["prediction_type"]
         components = components_from_checkpoint(
@@ -294,6 +298,7 @@ def _build_model(
         temporal_decoder=decoder and placed(decoder, placement._replace(device=execution_device(vae), dtype=vae.dtype)),
         subject=components.subject,
         learned_words=components.learned_words,
+        recommended=components.recommended,
     )
 
 

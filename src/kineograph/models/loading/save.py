@@ -14,6 +14,7 @@ from kineograph.hub import HubOptions
 from kineograph.media.files import replace_atomically, write_new
 from kineograph.models.formats import adapter_files, architecture, tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
+from kineograph.models.generation_config import GENERATION_CONFIG
 from kineograph.models.loading import video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components, components_from_folder
 from kineograph.models.loading.single_file import Checkpoint
@@ -56,6 +57,8 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
         if isinstance(model, Model) and model.vocabulary is not None:
             (temporary / VOCABULARY).write_text(json.dumps(sorted(model.vocabulary)))
         if isinstance(model, Model):
+            if model.recommended:
+                (temporary / GENERATION_CONFIG).write_text(json.dumps(dict(model.recommended), indent=2))
             _write_clip_skip(model.clip_skip, temporary / "text_encoder" / "config.json")
         if unused:
             tensor_files.write_tensors(unused, temporary / UNUSED)
