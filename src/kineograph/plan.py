@@ -207,7 +207,7 @@ class Plan:
         sigmas = schedule.sampling_sigmas(
             self.num_inference_steps, self.sampler, shared["spacing"], shared["steps_offset"]
         )
-        if self.image and self.read(ImageOptions)["first_frame"] == "pinned":
+        if self.image and self.options["first_frame"] == "pinned":
             sigmas[-1] = 0.0  # some schedulers end above it, and the frame would keep that noise
         return last_sigmas(sigmas, self.strength)
 
@@ -344,13 +344,14 @@ def add_image(model: Model, plan: Plan, cond: Condition, uncond: Condition) -> t
 
 def pin_first_frame(plan: Plan, denoise: Denoise, initial_noise: Latents) -> Denoise:
     """Wrap the model so that the first frame of the first clip is the image, if the plan pins it."""
-    if not plan.image or plan.clip > 0 or plan.read(ImageOptions)["first_frame"] != "pinned":
+    if not plan.image or plan.clip > 0 or plan.options["first_frame"] != "pinned":
         return denoise
     from kineograph.models.conditioning.image_encoder import crop_to_size
 
     pixels = crop_to_size(_to_tensor(plan.image[0]), plan.height, plan.width)
-    known = plan.model.encode(pixels[:, None]).to(plan.model.device)
-    return replace_known_frames(denoise, known.expand(len(plan.prompts), -1, -1, -1, -1), initial_noise[:, :1])
+    known = plan.model.encode(pixels[:, None]).to(plan.model.device).expand(len(plan.prompts), -1, -1, -1, -1)
+    clean = plan.model.temporal is not None and plan.model.temporal.clean_frames
+    return replace_known_frames(denoise, known, torch.zeros_like(known) if clean else initial_noise[:, :1])
 
 
 def deepcache_settings(plan: Plan, sigmas: Sequence[float]) -> DeepCache | None:

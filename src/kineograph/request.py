@@ -395,12 +395,13 @@ class ImageOptions(TypedDict, total=False):
         Number, option(1.0, "Weight of the image beside the text, the scale of an IP-Adapter.", group="Input image")
     ]
     first_frame: Annotated[
-        Literal["shown", "pinned"],
+        Literal["shown", "pinned"] | None,
         option(
-            "shown",
+            None,
             "With shown, the model reads the image as a condition; with pinned, the first frame is the image itself, "
             "which any model can continue.",
             group="Input image",
+            shown_default="pinned for a video model that was trained to continue frames, else shown",
         ),
     ]
 

@@ -1,6 +1,7 @@
 """`generate` and `animate` with video models: their defaults, image conditions and errors."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,30 @@ def test_a_pinned_first_frame_is_the_image_as_the_vae_decodes_it(model: Model, p
     picture = torch.from_numpy(np.array(Image.open(pictures[0]))).permute(2, 0, 1)[None].float() / 255
     known = model.decode(model.encode(crop_to_size(picture, *model.default_size)[:, None]))[0, 0]
     assert np.abs(video.frames[0] - 255 * known.permute(1, 2, 0).numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_model_that_was_trained_to_continue_frames_gets_the_pinned_one_without_noise(
+    model: Model, pictures: tuple[str, str], monkeypatch: pytest.MonkeyPatch, clean: Any
+) -> None:
+    config = model.net.temporal.config.model_copy(update={"clean_frames": clean})
+    layers = TemporalLayers(model.net.image_unet, config)
+    layers.load_state_dict(model.net.temporal.state_dict())
+    model = replace(model, net=VideoUNet(model.net.image_unet, layers.eval()))
+    seen, forward = [], VideoUNet.forward
+
+    def watched(net, z, *rest, **others):
+        seen.append(z[:1, :2].clone())
+        return forward(net, z, *rest, **others)
+
+    monkeypatch.setattr(VideoUNet, "forward", watched)
+    given: dict[str, Any] = {} if clean else {"first_frame": "pinned"}
+    video = kg.animate(model, pictures[0], "a fish", num_frames=3, **FEW, **given)
+    assert video.settings["first_frame"] == "pinned", "the default of a model that was trained so"
+    picture = torch.from_numpy(np.array(Image.open(pictures[0]))).permute(2, 0, 1)[None].float() / 255
+    known = model.encode(crop_to_size(picture, *model.default_size)[:, None])[0, 0].flatten()
+    likeness = [torch.corrcoef(torch.stack([known, z[0, 0].flatten()]))[0, 1] for z in seen]
+    assert bool(min(likeness) > 0.999) is clean
 
 
 def test_a_video_records_its_image(animator: Model, pictures: tuple[str, str]) -> None:

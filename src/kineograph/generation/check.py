@@ -149,11 +149,20 @@ def without_unused(model: Description, video_model: Description | None, options:
 
 
 def combine(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> Combination:
-    """Return complete options and the models they are for, with the guidance that the models' authors recommend."""
+    """Return complete options and the models they are for.
+
+    Where they are not given, guidance is what the models' authors recommend, and the first frame is pinned for a model
+    that was trained to continue frames.
+    """
     guidance = {**USUAL_GUIDANCE, **model.recommended}
-    filled = {name: guidance[name] if options[name] is None else options[name] for name in USUAL_GUIDANCE}
+    filled: dict[str, Any] = {
+        name: guidance[name] if options[name] is None else options[name] for name in USUAL_GUIDANCE
+    }
     if video_model is not None and options["guidance_scale"] is options["video_guidance_scale"] is None:
         filled["video_guidance_scale"] = video_model.recommended.get("guidance_scale")
+    if options["first_frame"] is None:
+        continues = video_model is None and model.temporal is not None and model.temporal.clean_frames
+        filled["first_frame"] = "pinned" if continues and options["image"] is not None else "shown"
     method = _choose_method(model, video_model, options)
     return Combination(model, video_model, method, {**options, **filled})
 

@@ -130,6 +130,22 @@ def test_an_error_common_to_all_frames_weighs_less() -> None:
     assert text_to_video.per_clip_error(apart[:, :1], weight[:, :1]).item() == pytest.approx(1)
 
 
+def test_known_frames_have_no_noise_and_their_error_no_weight() -> None:
+    rng = np.random.default_rng(0)
+    noised = screenings.sample_noised(
+        rng, rng.standard_normal((2, 6, 8, 4, 4), np.float32), np.ones((2, 6, 4, 4), np.float32)
+    )
+    x0, noise, weight, t = screenings.clear_first_frames(noised, 2)
+    assert not noise[:, :2].any() and noise[:, 2:].abs().mean() > 0.5
+    assert not weight[:, :2].any() and torch.equal(weight[:, 2:], torch.ones_like(weight[:, 2:]))
+    wrong = torch.zeros_like(noise)
+    wrong[:, :2] = 5.0
+    condition = Condition(torch.ones(2, 7, 32))
+    error = text_to_video.weighted_noise_error(lambda *_: noise + wrong, condition, x0, noise, weight, t)
+    assert error.item() == 0
+    assert all(1 <= screenings.count_known_frames(rng, 8) <= 4 for _ in range(50))
+
+
 def test_the_text_encoder_is_trained_on_clip_and_image_captions(out: Path) -> None:
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     clip_tokens, image_tokens, facts = text_encoder.sample_clip_captions(0, 8, "train", tokens)

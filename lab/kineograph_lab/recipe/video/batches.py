@@ -30,6 +30,8 @@ from kineograph_lab.world import world
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 2.5, 0.9  # distribution of log(sigma) in training
 UNIFORM_SHARE = 0.15  # share of clips at a uniform timestep
 SHORT_SHARE = 0.4  # share of steps with twice as many clips of half the frames
+KNOWN_SHARE = 0.3  # share of steps in which some first frames have no noise: a video is continued from such frames
+SINGLE_KNOWN_SHARE = 0.5  # of those, the share of one frame; in the others it is up to half of the frames
 IMAGE_SHARE = 0.125  # single images trained with the clips, as a share of the clips' frames
 RATE_WEIGHTS = {6.0: 2, 8.0: 1, 12.0: 2, 16.0: 4}  # sampling weight of a clip by its frame rate
 HARD_MOTIONS = ("left", "spinning", "swaying", "bouncing")  # sampled twice as often
@@ -80,7 +82,7 @@ def sampling_weight(fact: dict[str, Any]) -> int:
 
 def video_batches(
     clip_pool: Pool, image_pool: Pool, batch: int, tokenizer: CLIPTokenizer, share: float = IMAGE_SHARE,
-    curriculum: Curriculum = CURRICULUM,
+    curriculum: Curriculum = CURRICULUM, known_share: float = KNOWN_SHARE,
 ) -> SampleBatch:  # fmt: skip
     """Return a sampler of training batches.
 
@@ -88,6 +90,7 @@ def video_batches(
     five again.
 
     share: single images as a share of the clips' frames; 0 for clips alone.
+    known_share: share of the steps in which some first frames have no noise.
     """
     clip_tokens, empty_caption = tokenize_captions(clip_pool, tokenizer), tokenize(tokenizer, [""])[0]
     weights = np.stack([clip_cell_weights(fact) for fact in clip_pool.facts])
@@ -102,8 +105,9 @@ def video_batches(
         candidates = next(indices for until, indices in lessons if progress <= until)
         chosen, window = rng.choice(candidates, size=count), random_frame_window(rng, frames)
         clips, fps = clip_pool.items[chosen][:, window], rates[chosen] / (window.step or 1)
+        noised = sample_noised(rng, clips, weights[chosen][:, window])
         clip_inputs = (
-            *sample_noised(rng, clips, weights[chosen][:, window]),
+            *(clear_first_frames(noised, count_known_frames(rng, frames)) if known_share > rng.uniform() else noised),
             sample_captions(rng, clip_tokens[chosen], empty_caption),
             torch.from_numpy(fps.astype(np.float32)),
             torch.from_numpy(motion[chosen][:, window] - motion[chosen][:, window].mean(1, keepdims=True)),
@@ -142,6 +146,18 @@ def sample_captions(rng: Rng, tokens: np.ndarray, empty_caption: np.ndarray) -> 
     chosen = tokens[np.arange(len(tokens)), rng.integers(tokens.shape[1], size=len(tokens))]
     chosen[rng.uniform(size=len(tokens)) < CAPTION_DROPOUT] = empty_caption
     return torch.from_numpy(chosen.astype(np.int64))
+
+
+def count_known_frames(rng: Rng, frames: int) -> int:
+    """Return a random number of first frames without noise."""
+    return 1 if rng.uniform() < SINGLE_KNOWN_SHARE else int(rng.integers(2, frames // 2 + 1))
+
+
+def clear_first_frames(noised: Batch, count: int) -> Batch:
+    """Return the result of `sample_noised` without noise in the first frames, whose error has no weight."""
+    x0, noise, weights, t = noised
+    noise[:, :count], weights[:, :count] = 0, 0
+    return x0, noise, weights, t
 
 
 def sample_noised(rng: Rng, x0: np.ndarray, weights: np.ndarray) -> Batch:

@@ -77,7 +77,7 @@ def train_degraded(
     prepared = use_fast_group_norm(DegradedVideoUNet(net)).to(best_device()).eval()
     prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
-    sample_batch = batches.video_batches(clip_pool, image_pool, plan.batch, tokenizer, share=0)
+    sample_batch = batches.video_batches(clip_pool, image_pool, plan.batch, tokenizer, share=0, known_share=0)
     trained = train_loop(
         prepared,
         plan,

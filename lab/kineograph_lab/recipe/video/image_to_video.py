@@ -31,7 +31,13 @@ from kineograph_lab.recipe.images import save_contact_sheet, to_tensor, to_uint8
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.networks import SIDE, WIDTH, tokenize
 from kineograph_lab.recipe.pool import Pool, shot_from_facts
-from kineograph_lab.recipe.video.batches import SHORT_SHARE, clip_cell_weights, sample_captions, sample_noised
+from kineograph_lab.recipe.video.batches import (
+    SHORT_SHARE,
+    clear_first_frames,
+    clip_cell_weights,
+    sample_captions,
+    sample_noised,
+)
 from kineograph_lab.recipe.video.clips import FRAMES
 from kineograph_lab.recipe.video.samples import sample_videos, text_condition
 from kineograph_lab.recipe.video.text_to_video import training_condition, weighted_noise_error
@@ -41,6 +47,7 @@ RESAMPLER = ResamplerConfig(reads=WIDTH, width=WIDTH, gives=WIDTH, tokens=16, de
 IMAGE_DROPOUT = 0.1  # share of images dropped, for guidance
 # Shares of images and of clips without a caption: else what image and caption have in common is read from the caption.
 CAPTION_DROPOUTS = (0.6, 0.25)
+KNOWN_SHARE = 0.6  # share of steps in which the first frame has no noise, as where an animation starts from it
 GREY = 127
 
 Rng = np.random.Generator
@@ -144,8 +151,9 @@ def first_frame_batches(
         window = slice(0, FRAMES, int(rng.choice((1, 2)))) if frames < FRAMES else slice(0, FRAMES)
         latents, cell_weights = (each[chosen][:, window][:, :frames] for each in (pool.items, weights))
         fps = torch.from_numpy(rates[chosen] / (window.step or 1))
+        noised = sample_noised(rng, latents, cell_weights)
         return (
-            *sample_noised(rng, latents, cell_weights),
+            *(clear_first_frames(noised, 1) if rng.uniform() < KNOWN_SHARE else noised),
             _drop_captions(rng, caption_tokens[chosen], empty_caption, CAPTION_DROPOUTS[1]),
             _drop_images(rng, states[chosen], grey_states),
             fps,

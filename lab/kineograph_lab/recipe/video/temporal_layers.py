@@ -46,6 +46,7 @@ VIDRD_CONFIG = TemporalConfig(
         (Site("cross_attention"), AttentionConfig(head_width=32, relative=FRAMES)),
     ),
     frame_rate=True,
+    clean_frames=True,
 )
 
 
@@ -98,4 +99,5 @@ SPACE_TIME_CONFIG = TemporalConfig(
         (Site("resampler"), ResamplingConfig(factors=(2, 2))),
     ),
     frame_rate=True,
+    clean_frames=True,
 )

@@ -53,6 +53,7 @@ TEXT_TO_VIDEO = TemporalConfig(
     layers=((Site("conv_in"), TRANSFORMER), (Site("transformer"), TRANSFORMER)),
     frame_rate=True,
     noise_ratio=NOISE_RATIO,
+    clean_frames=True,
 )
 
 
@@ -140,7 +141,8 @@ def weighted_noise_error(
 ) -> Tensor:  # fmt: skip
     """Return the squared error of the predicted noise, weighted as in `image_noise_loss`."""
     z, sigma = SCHEDULE.add_noise(x0, noise, t)
-    difference = per_clip_error(net(z, t, condition).float() - noise, weight)
+    known = (weight == 0)[:, :, None]  # frames without noise
+    difference = per_clip_error((net(z, t, condition).float() - noise).masked_fill(known, 0), weight)
     return ((1 + sigma**2).clamp(max=MAX_WEIGHT) * difference).mean()
 
 

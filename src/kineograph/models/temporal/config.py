@@ -104,13 +104,14 @@ class Site:
 class TemporalConfig(BaseModel):
     """All that a video model adds to an image U-Net.
 
-    num_frames   number of frames it was trained on
-    layers       the temporal layers, each with the layers of the image U-Net that it follows
-    frame_rate   frames per second are embedded and added to the timestep's embedding
-    joint_norms  the group norms of ResNet blocks, and the last one, span all frames
-    groups       number of groups of the temporal layers' group norms; None for the image U-Net's number
-    noise_ratio  standard deviation of the noise that all frames share over that of a frame's own noise (`noise.mix`)
-    sampler      the sampler that its authors use
+    num_frames    number of frames it was trained on
+    layers        the temporal layers, each with the layers of the image U-Net that it follows
+    frame_rate    frames per second are embedded and added to the timestep's embedding
+    joint_norms   the group norms of ResNet blocks, and the last one, span all frames
+    groups        number of groups of the temporal layers' group norms; None for the image U-Net's number
+    noise_ratio   standard deviation of the noise that all frames share over that of a frame's own noise (`noise.mix`)
+    sampler       the sampler that its authors use
+    clean_frames  it was trained with first frames without noise too, and takes those that are known so
     """
 
     model_config = STRICT
@@ -122,6 +123,7 @@ class TemporalConfig(BaseModel):
     groups: Size | None = None
     noise_ratio: Annotated[float, Field(ge=0, le=1_000)] = 0.0
     sampler: str = "ddim"
+    clean_frames: bool = False
 
     @model_validator(mode="before")
     @classmethod
