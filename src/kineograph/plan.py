@@ -1,6 +1,6 @@
 """Plan: a request resolved against its models; the interface of methods, which run plans, and what they build of one.
 
-A method's `run` binds the plan's models to their conditions (`bind_model`, `pin_first_frame`), builds the sampler, and
+A method's `run` binds the plan's models to their conditions (`bind_model`, `pin_known_frames`), builds the sampler, and
 calls the paper's `sample` with them.
 """
 
@@ -129,6 +129,8 @@ class Plan:
     engine              library that computes the networks, and why
     options             all options, with defaults and the guidance that is recommended for the model; see `read`
     clip                number of the clip of a long video
+    shared_frames       number of first frames that a clip shares with the previous one
+    known_frames        latents of the clip's first frames, which are the end of the previous clip: one tensor, or none
     guide               (bind, cond, uncond) -> the guided model
     add_conditions      adds ControlNet residuals and the frames to edit to a condition
     start_noise         (initial noise, first sigma) -> the noise that sampling starts from: scaled as the scheduler's,
@@ -169,6 +171,8 @@ class Plan:
     options: Mapping[str, Any]
     guide: Guide
     clip: int = 0
+    shared_frames: int = 0
+    known_frames: tuple[Latents, ...] = ()
     add_conditions: Callable[[Condition], Condition] = lambda condition: condition
     start_noise: Callable[[Latents, float], Latents] = lambda noise, sigma: noise
     continue_noise: Callable[[Latents], Latents] = lambda own: own
@@ -178,7 +182,8 @@ class Plan:
     @property
     def frames(self) -> range:
         """The numbers of the clip's frames."""
-        return range(self.clip * self.num_frames, (self.clip + 1) * self.num_frames)
+        start = self.clip * (self.num_frames - self.shared_frames)
+        return range(start, start + self.num_frames)
 
     @property
     def footage(self) -> tuple[Footage, ...]:
@@ -342,16 +347,28 @@ def add_image(model: Model, plan: Plan, cond: Condition, uncond: Condition) -> t
     )
 
 
-def pin_first_frame(plan: Plan, denoise: Denoise, initial_noise: Latents) -> Denoise:
-    """Wrap the model so that the first frame of the first clip is the image, if the plan pins it."""
-    if not plan.image or plan.clip > 0 or plan.options["first_frame"] != "pinned":
+def pin_known_frames(plan: Plan, denoise: Denoise, initial_noise: Latents) -> Denoise:
+    """Wrap the model so that the clip's first frames are those that are known: the pinned image, or the plan's.
+
+    A model that was trained to continue frames gets them without noise.
+    """
+    if plan.known_frames:
+        (known,) = plan.known_frames
+    elif plan.image and plan.clip == 0 and plan.options["first_frame"] == "pinned":
+        known = _encode_image(plan)
+    else:
         return denoise
+    clean = plan.model.temporal is not None and plan.model.temporal.clean_frames
+    noise = torch.zeros_like(known) if clean else initial_noise[:, : known.shape[1]]
+    return replace_known_frames(denoise, known, noise)
+
+
+def _encode_image(plan: Plan) -> Latents:
+    """Encode the plan's image, cropped to the video's size, for each video of the batch: [b 1 c h w]."""
     from kineograph.models.conditioning.image_encoder import crop_to_size
 
     pixels = crop_to_size(_to_tensor(plan.image[0]), plan.height, plan.width)
-    known = plan.model.encode(pixels[:, None]).to(plan.model.device).expand(len(plan.prompts), -1, -1, -1, -1)
-    clean = plan.model.temporal is not None and plan.model.temporal.clean_frames
-    return replace_known_frames(denoise, known, torch.zeros_like(known) if clean else initial_noise[:, :1])
+    return plan.model.encode(pixels[:, None]).to(plan.model.device).expand(len(plan.prompts), -1, -1, -1, -1)
 
 
 def deepcache_settings(plan: Plan, sigmas: Sequence[float]) -> DeepCache | None:

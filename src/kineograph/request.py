@@ -109,6 +109,8 @@ def tensor_label(values: torch.Tensor) -> str:
     return memory_label("tensor", " x ".join(map(str, values.shape)), digest)
 
 
+# where neither an option nor the model's folder says another one
+USUAL_GUIDANCE: Mapping[str, float] = {"guidance_scale": 7.5, "guidance_start": 0.0, "guidance_end": 1.0}
 _FEW_STEPS: Mapping[str, Any] = {
     "sampler": "dpmpp-2m", "spacing": "trailing", "guidance_scale": 5.0, "guidance_end": 0.8,
 }  # fmt: skip
@@ -461,8 +463,8 @@ def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings = _migrate_from_1(settings)
     if version < SETTINGS_VERSION:
         settings = _migrate_from_2(settings)
-    # where none is recorded: the only engine, and guidance at all steps, whatever the model recommends today
-    return {"engine": "torch", "guidance_start": 0.0, "guidance_end": 1.0, **settings}
+    # where none is recorded: the only ones of that time, whatever the model recommends today
+    return {"engine": "torch", "guidance_start": 0.0, "guidance_end": 1.0, "clip_order": "reversed", **settings}
 
 
 def _migrate_from_2(settings: dict[str, Any]) -> dict[str, Any]:

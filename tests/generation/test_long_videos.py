@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command import Run
 from generation.test_two_models import image, video  # noqa: F401
 
 import kineograph as kg
+from kineograph import plan
 from kineograph.errors import InputError
 from kineograph.media.metadata import read_settings
 from kineograph.methods import vidrd
 from kineograph.models.model import Model
+from kineograph.models.temporal.temporal_layers import TemporalLayers
+from kineograph.models.unet.video_unet import VideoUNet
 
 FEW = {"num_inference_steps": 4, "seed": 3, "num_frames": 4}
 EXACT = {"clip_overlap": 2, "clip_guidance": 1.0}
@@ -42,6 +47,61 @@ def test_clips_follow_each_other_with_every_method(method, models) -> None:
     assert np.array_equal(two.frames[3], two.frames[4])  # guided to the end, the seam is exact
     loose = kg.generate(model, "a fish", clips=2, clip_overlap=0, clip_noise_ratio=0, clip_guidance=0, **FEW, **more)
     assert not np.array_equal(loose.frames[3], loose.frames[4])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_forward_clips_share_their_last_frames_which_are_shown_once(method, models) -> None:
+    model, more = models[method]
+    forward = {"clip_order": "forward", **EXACT}
+    one = kg.generate(model, "a fish", **FEW, **more)
+    three = kg.generate(model, "a fish", clips=3, **forward, **FEW, **more)
+    assert len(three.frames) == 4 + 2 + 2 and np.array_equal(three.frames[:4], one.frames)
+    assert "clip_noise_ratio" not in three.settings and three.settings["clip_order"] == "forward"
+    with pytest.raises(InputError, match="`clip_noise_ratio` does nothing here: with the `clip_order` forward"):
+        kg.generate(model, "a fish", clips=2, clip_noise_ratio=1.0, **forward, **FEW, **more)
+
+
+def test_a_model_that_was_trained_to_continue_frames_gets_the_last_ones(
+    models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained_to_continue(models["videocrafter"][0])
+    known = []
+
+    def watched(denoise, frames, noise):
+        known.append((frames, noise))
+        return pin(denoise, frames, noise)
+
+    pin = plan.replace_known_frames
+    monkeypatch.setattr(plan, "replace_known_frames", watched)
+    finals = []
+
+    def keep_last(progress) -> None:
+        if progress.done % 5 == 0:
+            finals.append(progress.step.x)
+
+    long = kg.generate(model, "a fish", clips=3, on_step=keep_last, **{**FEW, "num_frames": 6})
+    assert (long.settings["clip_order"], long.settings["clip_overlap"]) == ("forward", 4)
+    assert not {"clip_guidance", "clip_anchor", "clip_noise_order"} & set(long.settings)
+    assert len(long.frames) == 6 + 2 + 2 and len(known) == 2
+    for (frames, noise), before, after in zip(known, finals, finals[1:], strict=False):
+        assert not noise.any() and torch.equal(frames, before[:, -4:])
+        torch.testing.assert_close(after[:, :4], before[:, -4:], atol=0.05, rtol=0)  # the last sigma is above 0
+    reversed_clips = kg.generate(model, "a fish", clips=2, clip_order="reversed", **FEW)
+    assert reversed_clips.settings["clip_overlap"] == 2 and len(reversed_clips.frames) == 8
+
+
+def test_frames_of_forward_clips_have_their_own_numbers(models) -> None:
+    model = trained_to_continue(models["videocrafter"][0])
+    with pytest.raises(InputError, match="`prompt_at` has a prompt at frame 8, and the video has frames 0 to 7"):
+        kg.generate(model, "a fish", clips=3, clip_overlap=2, prompt_at={8: "a car"}, **FEW)
+
+
+def trained_to_continue(model: Model) -> Model:
+    """Return the video model as one that was trained with first frames without noise."""
+    layers = TemporalLayers(model.net.image_unet, model.temporal.model_copy(update={"clean_frames": True}))
+    layers.load_state_dict(model.net.temporal.state_dict())
+    return replace(model, net=VideoUNet(model.net.image_unet, layers.eval()))
 
 
 @pytest.mark.slow

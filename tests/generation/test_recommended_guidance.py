@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import kineograph as kg
-from kineograph.generation.check import check, complete
+from kineograph.generation.check import check, complete, without_unused
 from kineograph.generation.resolve import open_inputs, recorded_options, resolve
 from kineograph.models.description import describe_model
-from kineograph.models.generation_config import GENERATION_CONFIG, USUAL_GUIDANCE, read_generation_config
 from kineograph.models.loading.describe import describe
+from kineograph.models.network_folders import GENERATION_CONFIG, read_generation_config
 from kineograph.models.pocket import WEIGHTS
-from kineograph.request import PRESETS, migrate_settings
+from kineograph.request import PRESETS, USUAL_GUIDANCE, migrate_settings
 
 OWN = {"guidance_scale": 4.0, "guidance_start": 0.2}
 
@@ -82,5 +82,6 @@ def test_a_second_model_has_its_own_scale_unless_one_is_given() -> None:
 def test_earlier_videos_are_replayed_with_their_own_guidance(folder: Path) -> None:
     old = migrate_settings({"settings_version": 3, "guidance_scale": 7.5})
     assert guidance(old) == USUAL_GUIDANCE
-    options = complete({name: value for name, value in old.items() if name != "engine"})
-    assert guidance(dict(check(describe_model(kg.load(folder)), None, options).options)) == USUAL_GUIDANCE
+    model = describe_model(kg.load(folder))
+    options = complete(without_unused(model, None, complete(old)))
+    assert guidance(dict(check(model, None, options).options)) == USUAL_GUIDANCE

@@ -31,7 +31,7 @@ def test_each_option_is_described(function: str) -> None:
     [
         ("num_frames", {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 4096}, {"type": "null"}]}),
         ("guidance_scale", {"anyOf": [{"type": "number"}, {"type": "null"}], "default": None, "readers": []}),
-        ("first_frame", {"type": "string", "enum": ["shown", "pinned"]}),
+        ("first_frame", {"anyOf": [{"type": "string", "enum": ["shown", "pinned"]}, {"type": "null"}]}),
         ("refine_at", {"type": "array", "readers": ["video-elevator"]}),
         ("window", {"readers": ["videocrafter", "animatediff", "video-elevator", "freenoise"]}),
         ("prompt_at", {"type": "object", "default": {}, "readers": []}),

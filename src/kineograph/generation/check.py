@@ -16,17 +16,16 @@ from kineograph.generation.options import (
     used_kinds,
     with_plugins,
 )
-from kineograph.methods import instruct_pix2pix, video_elevator
+from kineograph.methods import instruct_pix2pix, video_elevator, vidrd
 from kineograph.models.conditioning.prompt_weights import check_weights, plain_text
 from kineograph.models.description import Description
-from kineograph.models.generation_config import USUAL_GUIDANCE
 from kineograph.models.loading.options import LoadOptions
 from kineograph.models.unet.deepcache import check_branch
 from kineograph.models.unet.windows import window_ranges
 from kineograph.motion import Motion, parse
 from kineograph.options import changed, declared, validate
 from kineograph.plan import Combination
-from kineograph.request import PRESETS, PromptWeights
+from kineograph.request import PRESETS, USUAL_GUIDANCE, PromptWeights
 
 if TYPE_CHECKING:  # its module imports diffusers
     from kineograph.models.schedule import Schedule
@@ -151,8 +150,8 @@ def without_unused(model: Description, video_model: Description | None, options:
 def combine(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> Combination:
     """Return complete options and the models they are for.
 
-    Where they are not given, guidance is what the models' authors recommend, and the first frame is pinned for a model
-    that was trained to continue frames.
+    Where they are not given, guidance is what the models' authors recommend, and first frames are pinned and clips in
+    forward order for a model that was trained to continue frames.
     """
     guidance = {**USUAL_GUIDANCE, **model.recommended}
     filled: dict[str, Any] = {
@@ -160,8 +159,9 @@ def combine(model: Description, video_model: Description | None, options: Mappin
     }
     if video_model is not None and options["guidance_scale"] is options["video_guidance_scale"] is None:
         filled["video_guidance_scale"] = video_model.recommended.get("guidance_scale")
+    continues = video_model is None and vidrd.is_trained_to_continue(model.temporal)
+    filled |= vidrd.complete_clip_options(options, trained_to_continue=continues)
     if options["first_frame"] is None:
-        continues = video_model is None and model.temporal is not None and model.temporal.clean_frames
         filled["first_frame"] = "pinned" if continues and options["image"] is not None else "shown"
     method = _choose_method(model, video_model, options)
     return Combination(model, video_model, method, {**options, **filled})

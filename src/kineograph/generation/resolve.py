@@ -19,7 +19,7 @@ from kineograph.generation.options import find_method, used_kinds
 from kineograph.latents import Latents
 from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
-from kineograph.methods import sdedit, text2video_zero
+from kineograph.methods import sdedit, text2video_zero, vidrd
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipOptions
 from kineograph.models.conditioning.prompt_weights import other_syntax, plain_text
@@ -111,6 +111,7 @@ class Decided(NamedTuple):
     """
 
     num_frames: int
+    shared_frames: int
     fps: float
     height: int
     width: int
@@ -131,7 +132,8 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
     height, width = _video_size(combination, inputs)
     check_size(height, width, combination.model.vae_scale_factor)
     num_frames = _num_frames(combination, footage)
-    _check_keyframes(options, num_frames * options["clips"])
+    shared = vidrd.count_shared_frames(options, num_frames)
+    _check_keyframes(options, vidrd.count_frames(num_frames, options["clips"], shared))
     _check_clips(options, num_frames, footage)
     window = 0 if temporal is None else options["window"] or temporal.num_frames
     overlap = window // 4 if options["overlap"] is None else options["overlap"]
@@ -145,6 +147,7 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
     run = fit_memory(combination, num_frames, height, width, window)
     return Decided(
         num_frames=num_frames,
+        shared_frames=shared,
         fps=options["fps"] or _default_fps(combination, footage),
         height=height,
         width=width,

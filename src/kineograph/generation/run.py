@@ -210,7 +210,7 @@ def _sample_clips(
         run = run_method(_bind_inputs(clip)) if plan.strength else sdedit.keep_frames(clip)
         return run._replace(steps=_report_progress(run, state.number, clips, on_step))
 
-    return vidrd.sample_clips(run_clip, clips, state, may_continue)
+    return vidrd.sample_clips(run_clip, clips, state, may_continue, plan.shared_frames)
 
 
 def _bind_inputs(plan: Plan) -> Plan:

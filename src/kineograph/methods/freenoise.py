@@ -20,7 +20,7 @@ from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.options import Integer, Number, option
-from kineograph.plan import Combination, Method, Plan, SamplingRun, bind_model, encode_texts, pin_first_frame
+from kineograph.plan import Combination, Method, Plan, SamplingRun, bind_model, encode_texts, pin_known_frames
 from kineograph.request import VideoModelOptions
 from kineograph.samplers import BY_NAME, Sampler, Step
 
@@ -110,7 +110,7 @@ def run(plan: Plan) -> SamplingRun:
     windows = partial(fused_windows, plan.window, stride, options["window_weights"])
 
     def bind(plan: Plan) -> Denoise:
-        return pin_first_frame(plan, bind_model(plan, own, windows).guided, initial)
+        return pin_known_frames(plan, bind_model(plan, own, windows).guided, initial)
 
     travelling = bind(plan)
     basic = bind(read_first_prompt(plan)) if plan.options["prompt_at"] else travelling

@@ -33,7 +33,7 @@ from kineograph.plan import (
     bind_model,
     build_sampler,
     encode_prompts,
-    pin_first_frame,
+    pin_known_frames,
 )
 from kineograph.request import ImageModelOptions
 from kineograph.samplers import ForegroundMasks, Sampler, Step, ddim, smooth_background
@@ -176,7 +176,7 @@ def run(plan: Plan) -> SamplingRun:
     if follows_footage(plan):
         initial, noise_frames = _noise_of_followers(plan)
         initial = plan.continue_noise(initial.to(device))
-        denoise = plan.skip_overwritten(pin_first_frame(plan, denoise, initial), sigmas)
+        denoise = plan.skip_overwritten(pin_known_frames(plan, denoise, initial), sigmas)
         sampler = plan.adapt_sampler(build_sampler(plan, noise_frames), sigmas)
         x = sigmas[0] * plan.start_noise(initial, sigmas[0])
         return SamplingRun(len(sigmas), initial, sampler(denoise, x, sigmas))
@@ -185,7 +185,7 @@ def run(plan: Plan) -> SamplingRun:
     if len(plan.frames) > 1 or plan.read(Text2VideoZeroOptions)["insert_warp_sigmas"]:
         sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
     initial = plan.continue_noise(noise.independent(plan.seeds, plan.frames, plan.latent_shape).to(device))
-    denoise = pin_first_frame(plan, denoise, initial)
+    denoise = pin_known_frames(plan, denoise, initial)
     start = torch.cat([plan.start_noise(initial[:, :1], sigmas[0]), initial[:, 1:]], dim=1)
     steps = sample(
         plan.skip_overwritten(denoise, sigmas),

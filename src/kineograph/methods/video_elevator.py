@@ -38,7 +38,7 @@ from kineograph.plan import (
     fit_to_sampler,
     guide_by_text,
     guide_in_interval,
-    pin_first_frame,
+    pin_known_frames,
     text_guidance_scale,
 )
 from kineograph.request import MAX_STEPS, ImageModelOptions, OverlapOptions, SharedOptions, VideoModelOptions
@@ -337,7 +337,7 @@ def run(plan: Plan) -> SamplingRun:
     own_noise = noise.partly_shared(ratio, plan.seeds, plan.frames, plan.latent_shape, plan.clip).to(model.device)
     initial = plan.continue_noise(own_noise)
     steps = sample(
-        pin_first_frame(plan, bound.guided, initial),
+        pin_known_frames(plan, bound.guided, initial),
         plan.start_noise(initial, sigmas[0]),
         sigmas,
         refine_at=refinement_sigmas(sigmas, options["refine_at"]),

@@ -18,7 +18,7 @@ from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.temporal.config import ConvConfig, Site, TemporalConfig, TransformerConfig
-from kineograph.plan import Combination, Method, Plan, SamplingRun, bind_model, pin_first_frame
+from kineograph.plan import Combination, Method, Plan, SamplingRun, bind_model, pin_known_frames
 from kineograph.request import OverlapOptions, VideoModelOptions
 from kineograph.samplers import BY_NAME, Sampler, Step
 
@@ -100,7 +100,7 @@ def run(plan: Plan) -> SamplingRun:
     ratio = 0.0 if model.temporal is None else model.temporal.noise_ratio
     own_noise = noise.partly_shared(ratio, plan.seeds, plan.frames, plan.latent_shape, plan.clip).to(model.device)
     initial = plan.continue_noise(own_noise)
-    denoise = pin_first_frame(plan, bind_model(plan, frame_attention=own).guided, initial)
+    denoise = pin_known_frames(plan, bind_model(plan, frame_attention=own).guided, initial)
     noise_at = noise.partly_shared_per_sigma(ratio, plan.seeds, plan.frames, plan.latent_shape)
     sampler = plan.adapt_sampler(BY_NAME[plan.sampler](noise_at, model.schedule.scale_timestep), sigmas)
     start = plan.start_noise(initial, sigmas[0])

@@ -3,6 +3,11 @@
 Each clip reuses the initial noise and the latents of the previous one, with the frames in reversed order, and so begins
 where the previous one ended. Any other method can sample the clips, with any sampler. The paper's network and temporal
 decoder are in `models/temporal` and `models/vae`.
+
+The reversal often turns the motion round. `clip_order` forward, not in the paper, keeps its direction: a clip begins
+with the last frames of the previous one in their own order, and they are shown once. A model that was trained to
+continue frames (`TemporalConfig.clean_frames`) gets them without noise; another one follows their latents by the
+paper's staged guidance.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator
@@ -26,7 +31,12 @@ from kineograph.plan import AddOn, Combination, Plan, SamplingRun
 from kineograph.request import Prompt
 from kineograph.samplers import Sampler, Step
 
+if TYPE_CHECKING:
+    from kineograph.models.temporal.config import TemporalConfig
+
 MAX_CLIPS = 1024
+FORWARD, REVERSED = "forward", "reversed"
+USUAL_OVERLAP = {FORWARD: 4, REVERSED: 2}
 GROUP = "Long videos"
 
 
@@ -53,14 +63,25 @@ class ClipOptions(TypedDict, total=False):
         AfterValidator(tuple),
         option((), "Prompts of the second and later clips; the last one is for all further clips.", group=GROUP),
     ]
-    clip_overlap: Annotated[
-        Integer,
+    clip_order: Annotated[
+        Literal["forward", "reversed"] | None,
         option(
-            2,
+            None,
+            "Order in which a clip's first frames repeat the end of the previous clip: forward keeps the direction of "
+            "motion, and these frames are shown once; reversed, as in the paper, often turns the motion round.",
+            group=GROUP,
+            shown_default="forward with a model that was trained to continue frames, else reversed",
+        ),
+    ]
+    clip_overlap: Annotated[
+        Integer | None,
+        option(
+            None,
             "Number of a clip's first frames that are guided by the end of the previous clip, less than all.",
             group=GROUP,
             ge=0,
             le=MAX_FRAMES,
+            shown_default="2, 4 with the `clip_order` forward",
         ),
     ]
     clip_noise_ratio: Annotated[
@@ -128,6 +149,29 @@ class ClipState(NamedTuple):
     first: Mapping[float, Latents] | None = None  # by sigma
 
 
+def is_trained_to_continue(temporal: TemporalConfig | None) -> bool:
+    """Return True for the temporal layers of a model that was trained to continue frames."""
+    return temporal is not None and temporal.clean_frames
+
+
+def complete_clip_options(options: Mapping[str, Any], *, trained_to_continue: bool) -> dict[str, Any]:
+    """Return the order and the overlap of clips, where none is given those that fit the model."""
+    follows_video = bool(options["control"]) or options["video"] is not None
+    order = options["clip_order"] or (FORWARD if trained_to_continue and not follows_video else REVERSED)
+    overlap = options["clip_overlap"]
+    return {"clip_order": order, "clip_overlap": USUAL_OVERLAP[order] if overlap is None else overlap}
+
+
+def count_shared_frames(options: Mapping[str, Any], num_frames: int) -> int:
+    """Return the number of frames that a clip shares with the previous one, which are shown once. options: complete."""
+    return min(options["clip_overlap"], num_frames - 1) if options["clip_order"] == FORWARD else 0
+
+
+def count_frames(num_frames: int, clips: int, shared: int) -> int:
+    """Return the number of frames of all clips. num_frames: of one; shared: of those, the previous clip's last."""
+    return clips * (num_frames - shared) + shared
+
+
 def before_last(clip: int, num_clips: int) -> bool:
     """Return True for a clip that another one follows."""
     return clip + 1 < num_clips
@@ -138,12 +182,14 @@ def sample_clips(
     num_clips: int,
     state: ClipState,
     may_continue: Callable[[int, int], bool] = before_last,
+    shared: int = 0,
 ) -> Iterator[tuple[Latents, ClipState]]:
     """Sample the clips of a video one after the other; yield each clip's latents, and the state for the next clip.
 
     run_clip      starts a clip from the state: its noise by `initial_noise`, its sampler by `overwrite_guided`
     state         the state to continue from
     may_continue  (number of a clip, `num_clips`) -> True if another clip may continue it: its steps are recorded
+    shared        number of first frames that later clips share with the previous one: theirs are left out
     """
     for number in range(state.number, num_clips):
         run, recorded = run_clip(state), list[Step]()
@@ -154,7 +200,7 @@ def sample_clips(
                 recorded = [step]
         first = state.first or {each.sigma: each.x0.mean(1, keepdim=True) for each in recorded}
         state = ClipState(number + 1, record_past(run.initial_noise, recorded), first)
-        yield recorded[-1].x, state
+        yield recorded[-1].x[:, shared if number else 0 :], state
 
 
 def continue_clip(plan: Plan, state: ClipState) -> Plan:
@@ -163,14 +209,21 @@ def continue_clip(plan: Plan, state: ClipState) -> Plan:
     plan = replace(plan, clip=state.number, prompts=clip_prompts(plan.prompts, options["then"], state.number))
     if state.past is None:
         return plan
-    past, overlap = state.past, min(options["clip_overlap"], len(plan.frames) - 1)
+    past, overlap = state.past, min(plan.options["clip_overlap"], len(plan.frames) - 1)
+    forward = plan.options["clip_order"] == FORWARD
+    if forward and overlap and is_trained_to_continue(plan.model.temporal):
+        return replace(plan, known_frames=(past.latents[min(past.latents)][:, -overlap:],))
     # `initial_noise` reverses the order of frames: a second reversal keeps it
     past_noise = past._replace(noise=past.noise.flip(1)) if options["clip_noise_order"] == "kept" else past
+    if forward:  # the functions below reverse the order of frames
+        past = past._replace(latents={at: each.roll(overlap, 1).flip(1) for at, each in past.latents.items()})
 
     def guided(sigmas: Sequence[float]) -> dict[float, int]:
         return guided_frames(sigmas, overlap, options["clip_guidance"])
 
     def continue_noise(fresh: Latents) -> Latents:
+        if forward:  # frames have noise by their numbers, so shared frames have theirs
+            return fresh
         return initial_noise(fresh, past_noise, overlap, options["clip_noise_ratio"])
 
     def continue_sampler(sampler: Sampler, sigmas: Sequence[float]) -> Sampler:
@@ -310,11 +363,17 @@ def check(combination: Combination) -> None:
 
 
 def unread(combination: Combination) -> dict[str, str]:
-    """Return the options without an effect: guidance of frames where none is guided, and the order of no noise."""
+    """Return the options without an effect: guidance where no frame is guided, and noise that no clip takes."""
     options, unread = combination.options, dict[str, str]()
+    if options["clip_order"] == FORWARD:
+        reason = "with the `clip_order` forward each frame has noise of its own"
+        unread |= {"clip_noise_ratio": reason, "clip_noise_order": reason}
+        if combination.video_model is None and is_trained_to_continue(combination.model.temporal):
+            reason = f"{combination.model.name} was trained to continue frames, and follows them without guidance"
+            return unread | {"clip_guidance": reason, "clip_anchor": reason}
     if options["num_frames"] == 1:
         unread["clip_noise_order"] = "each clip has one frame"
-    elif options["clip_overlap"] == options["clip_noise_ratio"] == 0:
+    elif options["clip_overlap"] == options["clip_noise_ratio"] == 0 and options["clip_order"] == REVERSED:
         unread["clip_noise_order"] = "`clip_overlap` and `clip_noise_ratio` are 0, so no clip takes noise of another"
     if not options["clip_guidance"]:
         unread["clip_anchor"] = "it is read while frames are guided, and `clip_guidance` is 0"

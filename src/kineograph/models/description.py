@@ -52,7 +52,7 @@ class Description:
     out_channels          channels that the U-Net returns: the latents', and others for a learned variance
     reads_guidance_scale  True for a latent consistency model whose network takes the guidance scale as an input
     skips                 number of skip connections of the U-Net
-    recommended           options of sampling that its authors recommend, see `models.generation_config`
+    recommended           options of sampling that its authors recommend, `generation_config.json`
     scheduler             configuration of the scheduler; None if only the weights determine it
     networks              configurations and placement of the networks
     """

@@ -61,7 +61,7 @@ class Model:
     temporal_decoder  temporal layers of the VAE's decoder
     subject           the prompt's words for the subject or style that the model was customised to
     learned_words     the words that its LoRAs were trained for
-    recommended       options of sampling that its authors recommend, see `models.generation_config`
+    recommended       options of sampling that its authors recommend, `generation_config.json`
     engine            the library that evaluates the U-Net and the ControlNets
 
     `to`, `load_lora_weights` and `unload_lora_weights` return a new model that shares the weights with this one.

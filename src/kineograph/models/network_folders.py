@@ -34,12 +34,14 @@ from kineograph.errors import (
     MAX_JSON_BYTES,
     InputError,
     InputWarning,
+    check_number,
     check_plain_value,
     in_one_line,
     is_out_of_memory,
     shown,
 )
 from kineograph.models.formats.tensor_files import Tensors, as_input_error, preview_names, read_header
+from kineograph.request import USUAL_GUIDANCE
 
 # with the numbers of a shard before the variant, as older versions of diffusers wrote them, or after it
 WEIGHTS = re.compile(
@@ -47,6 +49,7 @@ WEIGHTS = re.compile(
     r"\.(?:safetensors|bin)"
 )
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"  # options of sampling that a model's authors recommend
 # lists with a value for each block
 BLOCK_SETTINGS = (
     ("block_out_channels", "down_block_types", "up_block_types"),
@@ -354,3 +357,18 @@ def _is_of_unpickling(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, pickle.UnpicklingError):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def read_generation_config(folder: Path) -> dict[str, float]:
+    """Return the options of `USUAL_GUIDANCE` that a folder recommends; empty without a file.
+
+    Other keys are ignored: transformers' models have a file of this name too. Raises InputError for a value that is no
+    number.
+    """
+    file = folder / GENERATION_CONFIG
+    if not file.is_file():
+        return {}
+    recommended = {name: value for name, value in read_json(file).items() if name in USUAL_GUIDANCE}
+    for name, value in recommended.items():
+        check_number(f"`{name}` in {file}", value)
+    return recommended

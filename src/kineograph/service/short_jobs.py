@@ -20,6 +20,7 @@ from kineograph.generation.recorded import RecordedVideo, list_named_sources, re
 from kineograph.generation.resolve import Decided, decide, fit_memory, open_inputs
 from kineograph.media.footage import open_footage
 from kineograph.media.metadata import read_video_metadata
+from kineograph.methods.vidrd import count_frames
 from kineograph.models.annotators import load_annotator
 from kineograph.models.loading.describe import describe
 from kineograph.models.memory import explain_too_large, measure, predict_peak
@@ -107,7 +108,7 @@ def _decide(request: JobRequest, device: str, dtype: str | None, memory: float) 
         "method": combination.method,
         "width": decided.width,
         "height": decided.height,
-        "num_frames": decided.num_frames * options["clips"],
+        "num_frames": count_frames(decided.num_frames, options["clips"], decided.shared_frames),
         "fps": decided.fps,
         "num_inference_steps": options["num_inference_steps"],
         "expected_memory": peak,

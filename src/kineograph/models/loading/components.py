@@ -24,7 +24,6 @@ from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import animatediff, known_configurations, modelscope
 from kineograph.models.formats.lora import named_networks
 from kineograph.models.formats.tensor_files import as_input_error, preview_names
-from kineograph.models.generation_config import read_generation_config
 from kineograph.models.hooks import refuse_any_hooks, refuse_unused_hooks
 from kineograph.models.loading import video_folder
 from kineograph.models.network_folders import (
@@ -34,6 +33,7 @@ from kineograph.models.network_folders import (
     empty_network,
     list_variants,
     read_config,
+    read_generation_config,
     read_json,
     read_network,
 )

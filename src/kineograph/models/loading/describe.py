@@ -23,7 +23,6 @@ from kineograph.models.description import Description, describe_configurations, 
 from kineograph.models.formats import animatediff, architecture, known_configurations, tensor_files, videocrafter, vidrd
 from kineograph.models.formats.lora import LORA_FILES, check_kind, list_loras
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.generation_config import read_generation_config
 from kineograph.models.loading import (
     components,
     controlnets,
@@ -36,7 +35,14 @@ from kineograph.models.loading.motion_modules import MotionSource
 from kineograph.models.loading.options import LoadOptions
 from kineograph.models.loading.provenance import source_name
 from kineograph.models.loading.single_file import Checkpoint
-from kineograph.models.network_folders import Config, check_config, empty_network, read_config, read_json
+from kineograph.models.network_folders import (
+    Config,
+    check_config,
+    empty_network,
+    read_config,
+    read_generation_config,
+    read_json,
+)
 from kineograph.models.placement import choose_placement
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket import models as pocket

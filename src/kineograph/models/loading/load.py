@@ -20,7 +20,6 @@ from kineograph.models.conditioning.textual_inversion import list_textual_invers
 from kineograph.models.description import ANY_CONTROL
 from kineograph.models.formats.lora import list_loras, load_lora, read_learned_words
 from kineograph.models.formats.tensor_files import read_tensors
-from kineograph.models.generation_config import read_generation_config
 from kineograph.models.hooks import add_offloading, execution_device, refuse_offloaded
 from kineograph.models.loading.adapters import load_customised_adapter, load_motion_adapter
 from kineograph.models.loading.components import (
@@ -46,7 +45,7 @@ from kineograph.models.loading.save import CLIP_SKIP, VOCABULARY
 from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.loading.video_checkpoints import components_from_checkpoint
 from kineograph.models.model import Model
-from kineograph.models.network_folders import MAX_LAYERS
+from kineograph.models.network_folders import MAX_LAYERS, read_generation_config
 from kineograph.models.placement import Placement, choose_placement, lay_out_weights, placed
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import (

@@ -14,12 +14,12 @@ from kineograph.hub import HubOptions
 from kineograph.media.files import replace_atomically, write_new
 from kineograph.models.formats import adapter_files, architecture, tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.generation_config import GENERATION_CONFIG
 from kineograph.models.loading import video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components, components_from_folder
 from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.lora_layers import has_loras
 from kineograph.models.model import Model
+from kineograph.models.network_folders import GENERATION_CONFIG
 from kineograph.models.placement import choose_placement
 from kineograph.models.schedule import Schedule
 from kineograph.models.vae.temporal_decoder import check_decoder_fits
