@@ -279,6 +279,17 @@ def test_models_and_doctor_print_json(run: Run, monkeypatch: pytest.MonkeyPatch,
         assert run(verb).out == ""
 
 
+def test_models_lists_the_words_that_a_model_was_trained_on(run: Run, tmp_path: Path) -> None:
+    words = json.loads(run("models", "pocket-animate", "--words", "--json").out)["words"]
+    assert {"red", "rising"} <= {word for phrases in words.values() for phrase in phrases for word in phrase.split()}
+    assert json.loads(run("models", "--words", "--json").out)["words"] == words, "the built-in models share them"
+    assert "kineograph models lists the built-in ones" in run("models", "pokcet", "--words").err
+    assert f"{tmp_path} comes with no list of words" in run("models", str(tmp_path), "--words").err
+    assert "kineograph models pocket --words" in run("models", "pocket").err
+    (tmp_path / "vocabulary.json").write_text(json.dumps({"subjects": ["a panda"], "motions": ["surfing"]}))
+    assert "a panda" in run("models", str(tmp_path), "--words").err
+
+
 def test_a_bug_keeps_its_traceback(run: Run, model: list, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("a bug")

@@ -18,14 +18,13 @@ from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
 from kineograph_lab import WEIGHTS as LABORATORY
 from kineograph_lab.recipe.image.unet import SCHEDULER
-from kineograph_lab.recipe.image_stages import image_pools, pool_captions
 from kineograph_lab.recipe.layer_stages import DECODER, MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
-from kineograph_lab.recipe.networks import SIDE, word_list
-from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO, video_pools
+from kineograph_lab.recipe.networks import SIDE
+from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO
 from kineograph_lab.recipe.settings import RecipeSettings
 from kineograph_lab.recipe.video import image_to_video, temporal_decoder, temporal_layers, text_to_video
 from kineograph_lab.recipe.video_stages import DEGRADED, IMAGE_TO_VIDEO
-from kineograph_lab.world import edits
+from kineograph_lab.world import edits, wide
 from kineograph_lab.world.truth import CONTROL_MAPS
 
 
@@ -42,18 +41,13 @@ def export_image_models(
     _export_tensors(out / "edit.safetensors", weights / "edit")
     for judge in ("judge", "geometry", "parts"):
         _export_tensors(out / f"{judge}.safetensors", laboratory / "judge")
-    words = word_list(pool_captions(image_pools(settings, out)[0]))
-    _export_words(weights / "vocabulary.json", words)
-    _export_words(weights / "edit" / "vocabulary.json", word_list(edits.instruction_words()))
+    phrases = {**wide.wide_phrases(), "edits": edits.instruction_phrases()}
+    (weights / VOCABULARY).write_text(json.dumps(phrases, indent=0) + "\n")
 
 
 def _export_tensors(file: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.half() for name, weight in load_file(file).items()}, folder / file.name)
-
-
-def _export_words(file: Path, words: list[str]) -> None:
-    file.write_text(json.dumps(words, indent=0) + "\n")
 
 
 def _export_pipeline(out: Path, weights: Path, tokenizer: CLIPTokenizer) -> None:
@@ -93,7 +87,7 @@ def export_video_models(
 
 
 def export_text_to_video(settings: RecipeSettings, out: Path, weights: Path) -> None:
-    """Write `video/`: temporal layers and changed layers, text encoder, schedule, vocabulary."""
+    """Write `video/`: temporal layers and changed layers, text encoder, schedule."""
     folder = weights / "video"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(
@@ -102,8 +96,6 @@ def export_text_to_video(settings: RecipeSettings, out: Path, weights: Path) -> 
     DDIMScheduler(**text_to_video.SCHEDULER).save_pretrained(folder / "scheduler")
     _save_as_float16(folder / "video.safetensors", out / TEXT_TO_VIDEO)
     CLIPTextModel.from_pretrained(out / "moving_text" / "final").half().save_pretrained(folder / "text_encoder")
-    words = word_list(pool_captions(video_pools(settings, out)[0]))
-    (folder / VOCABULARY).write_text(json.dumps(words, indent=0) + "\n")
 
 
 def export_image_to_video(out: Path, weights: Path) -> None:
@@ -124,7 +116,6 @@ def export_degraded(out: Path, weights: Path, laboratory: Path) -> None:
     folder = laboratory / "video-degraded"
     folder.mkdir(parents=True, exist_ok=True)
     _save_as_float16(folder / "degraded.safetensors", out / DEGRADED)
-    shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
 
 
 def export_vidrd(out: Path, weights: Path) -> None:
@@ -147,7 +138,6 @@ def _export_layers(weights: Path, folder: Path, config: TemporalConfig, trained:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     _save_as_float16(folder / f"{folder.name}.safetensors", trained)
-    shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -84,11 +83,6 @@ def _train_merges(captions: Iterable[str], letters: list[str]) -> list[tuple[str
         vocab_size=2000, initial_alphabet=letters, end_of_word_suffix=END_OF_WORD, show_progress=False,
     ))  # fmt: skip
     return [tuple(pair) for pair in json.loads(trainee.to_str())["model"]["merges"]]
-
-
-def word_list(captions: Iterable[str]) -> list[str]:
-    """Return the words of the captions, sorted: the vocabulary that a model records."""
-    return sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())})
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -78,10 +78,11 @@ def edit_instruction(edit: Edit, rng: Rng) -> str:
     return _pick(rng, TEMPLATES[edit.aspect]).format(kind=pick_word(rng, KINDS[main.kind]), new=pick_word(rng, phrases))
 
 
-def instruction_words() -> Iterator[str]:
-    """Yield all words of instructions, as phrases."""
-    for texts in (*TEMPLATES.values(), *SCENE_PHRASES.values(), *STYLE_PHRASES.values()):
-        yield from (text.replace("{kind}", "").replace("{new}", "") for text in texts)
+def instruction_phrases() -> list[str]:
+    """Return the forms of instructions; "..." stands for a subject, a colour, a scene or a style."""
+    tables = (*TEMPLATES.values(), *SCENE_PHRASES.values(), *STYLE_PHRASES.values())
+    texts = [text.replace("{kind}", "...").replace("{new}", "...") for texts in tables for text in texts]
+    return list(dict.fromkeys(texts))
 
 
 def _pick(rng: Rng, texts: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ and warped latents ask a network for such subjects, and one that was never train
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import exp, log, pi
 from typing import NamedTuple
@@ -218,12 +219,25 @@ def _describe(subject: Subject, rng: Rng, *, colour_after: float) -> tuple[str, 
     return with_article(f"{size}{colour} {kind}"), {"colour": subject.colour}
 
 
+def wide_phrases() -> dict[str, list[str]]:
+    """Return the phrases that captions consist of, by what they say; "..." stands for the rest of a caption."""
+    tables = {
+        "subjects": KINDS, "colours": COLOURS, "scenes": SCENES, "styles": STYLES, "motions": MOTIONS, "verbs": VERBS,
+        "camera": CAMERAS,
+    }  # fmt: skip
+    phrases = {
+        name: [form.replace("{}", "...").strip(", ") for forms in table.values() for form in forms]
+        for name, table in tables.items()
+    }
+    phrases["verbs"] += ["... to the left", "... to the right"]
+    phrases["others"] = [*FACINGS.values(), TILTED_WORD, CUT_OFF_WORDS, "big", "small", "a ... and a ...", "an ..."]
+    return {name: list(dict.fromkeys(each)) for name, each in phrases.items()}
+
+
 def wide_vocabulary() -> list[str]:
     """Return every word that a caption can hold, sorted."""
-    forms = (KINDS, COLOURS, SCENES, STYLES, MOTIONS, VERBS, CAMERAS)
-    texts = [text for table in forms for each in table.values() for text in each]
-    texts += [*FACINGS.values(), TILTED_WORD, CUT_OFF_WORDS, "a an and big small to the left right"]
-    return sorted({word for text in texts for word in text.replace("{}", "").replace(",", "").lower().split()})
+    texts = " ".join(phrase for phrases in wide_phrases().values() for phrase in phrases)
+    return sorted(set(re.findall(r"[a-z]+", texts.lower())))
 
 
 def wide_image_text(shot: ShotSpec, rng: Rng) -> str:

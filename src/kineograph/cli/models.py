@@ -32,12 +32,21 @@ class ListedModel(NamedTuple):
     megabytes: int | None
 
 
-def models(json: Json = False) -> None:
+def models(
+    name: Annotated[str | None, typer.Argument(help="With --words: the model.", show_default=False)] = None,
+    words: Annotated[bool, typer.Option("--words", help="List the words that a small model was trained on.")] = False,
+    json: Json = False,
+) -> None:
     """List the built-in models, and those in the cache of the Hugging Face Hub.
 
     --model also takes any folder in diffusers layout, any .safetensors or .ckpt file of Stable Diffusion 1.x, 2.x or
     XL, and any hub id of such a model, which is downloaded on first use.
     """
+    if words:
+        _list_words(name or "pocket", json=json)
+        return
+    if name is not None:
+        raise InputError(f"a model is named for its words alone: kineograph models {name} --words")
     listed = [*built_in_models(), *_cached_models()]
     if json:
         terminal.print_json({"models": [each._asdict() for each in listed]})
@@ -50,6 +59,24 @@ def models(json: Json = False) -> None:
     terminal.console().print(table)
     others = [name for name in HUB_EXAMPLES if name not in {each.name for each in listed}]
     terminal.print_message(f"Downloaded on first use, for example: {', '.join(others)}" if others else "")
+
+
+def _list_words(name: str, *, json: bool) -> None:
+    """Print the words and phrases that a model was trained on."""
+    from kineograph.models.loading.load import POCKETS, read_vocabulary
+
+    if name not in POCKETS and not expand_user(name).is_dir():
+        raise InputError(f"{name} is no built-in model and no folder: kineograph models lists the built-in ones")
+    phrases = read_vocabulary(name)
+    if not phrases:
+        raise InputError(f"{name} comes with no list of words: models of the size of Stable Diffusion know most words")
+    if json:
+        terminal.print_json({"model": name, "words": phrases})
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for heading, each in phrases.items():
+        table.add_row(heading, terminal.one_line(" | ".join(each)))
+    terminal.console().print(table)
 
 
 def built_in_models() -> Iterator[ListedModel]:

@@ -28,7 +28,7 @@ from kineograph_lab.recipe.image.edit import EditingUNet
 from kineograph_lab.recipe.loop import StagePlan
 from kineograph_lab.recipe.networks import build_tokenizer
 from kineograph_lab.recipe.settings import RecipeSettings
-from kineograph_lab.world.edits import ASPECTS, edit_family, instruction_words
+from kineograph_lab.world.edits import ASPECTS, edit_family, instruction_phrases
 from kineograph_lab.world.world import ShotSpec, Subject
 
 
@@ -77,7 +77,7 @@ def test_edit_pairs_lead_to_the_edits_and_back(tmp_path) -> None:
     assert found.before[12:16].tolist() == [1, 2, 3, 4] and found.after[12:16].tolist() == [0] * 4
     read = tokens.batch_decode(found.words[5, :1].astype(int), skip_special_tokens=True)[0]
     assert read.replace(" ", "") == families.facts[1]["there"][1][0].replace(" ", "")
-    assert "snow" in " ".join(instruction_words())
+    assert "make it snow" in instruction_phrases()
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, m
     assert CLIPModel.from_pretrained(tmp_path / "weights" / "clip").dtype is torch.float32
     assert load_judge(tmp_path / "laboratory" / "judge" / "judge.safetensors")
     assert load_parts_network(tmp_path / "laboratory" / "judge" / "parts.safetensors")
-    assert "a" in json.loads((tmp_path / "weights" / "vocabulary.json").read_text())
+    assert "goldfish" in json.loads((tmp_path / "weights" / "vocabulary.json").read_text())["subjects"]
     sizes = {name: size(tmp_path / "weights" / name) for name in ("control", "edit")}
     assert sum(sizes.values()) <= 16e6
     assert size(tmp_path / "weights") - sum(sizes.values()) <= 38e6

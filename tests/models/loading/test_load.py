@@ -136,6 +136,8 @@ def test_default_is_the_pocket_model(sd_folder: Path, tmp_path: Path, monkeypatc
     assert model.name == "pocket"
     assert model.settings == {"source": "pocket"}
     assert model.unknown_words("a red fish") == ["a"]
+    (tmp_path / "weights" / "vocabulary.json").write_text('{"subjects": ["a fish"], "colours": ["red"]}')
+    assert load(dtype="float32").unknown_words("a red fish swimming") == ["swimming"]
 
 
 def test_live_pipeline_is_shared_and_unchanged(sdxl_pipeline) -> None:

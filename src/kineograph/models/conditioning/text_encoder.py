@@ -249,5 +249,9 @@ def _pool(encoder: TextEncoder, encoded: Encoded) -> PooledText:
 
 def unknown_words(text: str, vocabulary: frozenset[str]) -> list[str]:
     """Return the words of a text that are not in the vocabulary, each once, in order; a possessive "'s" is ignored."""
-    words = re.findall(r"[^\W\d_]+", text.lower().replace("'s", ""))
-    return list(dict.fromkeys(word for word in words if word not in vocabulary))
+    return list(dict.fromkeys(word for word in find_words(text) if word not in vocabulary))
+
+
+def find_words(text: str) -> list[str]:
+    """Return the words of a text in lower case; a possessive "'s" is ignored."""
+    return re.findall(r"[^\W\d_]+", text.lower().replace("'s", ""))

@@ -15,7 +15,7 @@ from kineograph import hub
 from kineograph.errors import InputError, InputWarning, check_integer, expand_user, load_json, shown
 from kineograph.hub import HubOptions
 from kineograph.models.changes import place, warn_of_slow_dtype, with_own_layers
-from kineograph.models.conditioning.text_encoder import TextEncoder, check_depth
+from kineograph.models.conditioning.text_encoder import TextEncoder, check_depth, find_words
 from kineograph.models.conditioning.textual_inversion import list_textual_inversions, load_textual_inversion
 from kineograph.models.description import ANY_CONTROL
 from kineograph.models.formats.lora import list_loras, load_lora, read_learned_words
@@ -318,14 +318,23 @@ def _vocabulary(source: ModelSource, components: Components) -> frozenset[str] |
     """
     if isinstance(source, Pipeline):
         return None
-    files = [*POCKET.rglob(VOCABULARY)] if source in POCKETS else [expand_user(source) / VOCABULARY]
-    words = [word for file in files if file.is_file() for word in _read_words(file)]
+    words = [word for phrases in read_vocabulary(source).values() for word in find_words(" ".join(phrases))]
     return frozenset([*words, *(components.subject or "").lower().split()]) if words else None
 
 
-def _read_words(file: Path) -> list[str]:
-    """Return the list of words in a vocabulary file."""
-    words = load_json(file)
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise InputError(f"{file} is damaged: expected a list of words. Fetch it again")
-    return words
+def read_vocabulary(source: str | Path) -> dict[str, list[str]]:
+    """Return the words and phrases that a model was trained on, by what they say; empty without a vocabulary file."""
+    files = [*POCKET.rglob(VOCABULARY)] if source in POCKETS else [expand_user(source) / VOCABULARY]
+    found: dict[str, list[str]] = {}
+    for file in sorted(each for each in files if each.is_file()):
+        phrases = load_json(file)
+        groups = {"words": phrases} if isinstance(phrases, list) else phrases  # as in models that `save` wrote
+        if not isinstance(groups, dict) or not all(_is_list_of_texts(each) for each in groups.values()):
+            raise InputError(f"{file} is damaged: expected a list of words, or several by name. Fetch it again")
+        for name, each in groups.items():
+            found[name] = list(dict.fromkeys([*found.get(name, []), *each]))
+    return found
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
