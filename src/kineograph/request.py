@@ -291,7 +291,7 @@ class SharedOptions(TypedDict, total=False):
             "Method of sampling: text2video-zero with an image model; videocrafter with a video model, which is "
             "called animatediff if its layers are a motion module of AnimateDiff; freenoise with either of these, for "
             "more frames than it was trained on; video-elevator with an image model and a video model together.",
-            shown_default="the one that fits the models",
+            shown_default="the one that fits the models and the number of frames",
         ),
     ]
     engine: Annotated[

@@ -86,7 +86,7 @@ def test_a_model_that_was_trained_to_continue_frames_gets_the_last_ones(
     assert len(long.frames) == 6 + 2 + 2 and len(known) == 2
     for (frames, noise), before, after in zip(known, finals, finals[1:], strict=False):
         assert not noise.any() and torch.equal(frames, before[:, -4:])
-        torch.testing.assert_close(after[:, :4], before[:, -4:], atol=0.05, rtol=0)  # the last sigma is above 0
+        torch.testing.assert_close(after[:, :4], before[:, -4:], atol=0.25, rtol=0)  # the last sigma is above 0
     reversed_clips = kg.generate(model, "a fish", clips=2, clip_order="reversed", **FEW)
     assert reversed_clips.settings["clip_overlap"] == 2 and len(reversed_clips.frames) == 8
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 import kineograph as kg
 from kineograph.errors import InputError
-from kineograph.generation.check import complete
+from kineograph.generation.check import check, complete
 from kineograph.generation.options import find_method
 from kineograph.generation.resolve import Inputs, resolve
 from kineograph.methods.freenoise import fused_windows, noise_order, permute_by_seed
+from kineograph.models.loading.describe import describe
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.temporal.layers import AttentionInBlock, AttentionPolicy, TemporalBlock
@@ -211,3 +212,21 @@ def test_a_video_replays(tmp_path: Any) -> None:
     assert video.settings["window_stride"] == 2 and "overlap" not in video.settings
     video.save(tmp_path / "a.mp4")
     assert (kg.replay(tmp_path / "a.mp4", model=video_model()).frames == video.frames).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        ({"num_frames": 40}, "freenoise"),
+        ({"num_frames": 16}, "videocrafter"),
+        ({}, "videocrafter"),
+        ({"num_frames": 40, "overlap": 4}, "videocrafter"),
+        ({"num_frames": 40, "method": "videocrafter"}, "videocrafter"),
+        ({"num_frames": 40, "width": 512, "height": 512}, "videocrafter"),
+        ({"num_frames": 12, "window": 8}, "freenoise"),
+    ],
+)
+def test_it_is_the_default_for_more_frames_than_a_model_was_trained_on(options: dict[str, Any], method: str) -> None:
+    model = describe("pocket-video")
+    assert model is not None
+    assert check(model, None, complete(options)).method == method

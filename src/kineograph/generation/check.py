@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # its module imports diffusers
 
 IMAGE_METHOD, TWO_MODEL_METHOD = "text2video-zero", "video-elevator"
 VIDEO_METHOD, MOTION_MODULE_METHOD = "videocrafter", "animatediff"
+LONG_METHOD = "freenoise"
+MOST_PIXELS_TOGETHER = 16 * 512 * 512  # of all frames, for FreeNoise by default: one window of SD 1.5's size
 MAX_CHARACTERS = 20_000  # of a prompt
 SURROGATE, INVISIBLE = "Cs", ("Zs", "Zl", "Zp", "Cc", "Cf")  # categories of characters
 
@@ -174,7 +176,24 @@ def _choose_method(model: Description, video_model: Description | None, options:
         return TWO_MODEL_METHOD
     if model.temporal is None:
         return IMAGE_METHOD
+    if _fits_freenoise(model, options):
+        return LONG_METHOD
     return MOTION_MODULE_METHOD if model.temporal.is_motion_module else VIDEO_METHOD
+
+
+def _fits_freenoise(model: Description, options: Mapping[str, Any]) -> bool:
+    """Return True for more frames than a video model was trained on, if all together take little memory.
+
+    FreeNoise keeps the subject better than windows of the whole network do, with fewer evaluations (docs/results), but
+    evaluates all frames together.
+    """
+    temporal, frames = model.temporal, options["num_frames"]
+    if temporal is None or frames is None or frames <= (options["window"] or temporal.num_frames):
+        return False
+    if options["overlap"] is not None or temporal.resamples_frames or not any(temporal.attentions):
+        return False
+    height, width = (options[name] or own for name, own in zip(("height", "width"), model.default_size, strict=True))
+    return frames * height * width <= MOST_PIXELS_TOGETHER
 
 
 def _check_models(combination: Combination) -> None:
