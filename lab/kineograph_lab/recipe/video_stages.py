@@ -68,9 +68,11 @@ def _train_video_unet(
 ) -> text_to_video.TextToVideoUNet:  # fmt: skip
     clip_pool, stills = outputs.video_pools(settings, out)
     torch.manual_seed(settings.seed)
-    net = text_to_video.TextToVideoUNet(
-        UNet2DConditionModel.from_pretrained(out / "unet" / "final"), text_to_video.TEXT_TO_VIDEO
-    )
+    image_unet = UNet2DConditionModel.from_pretrained(out / "unet" / "final")
+    if initial:
+        earlier = UNet2DConditionModel.from_pretrained(out / str(settings.initial) / "unet" / "final")
+        initial = text_to_video.move_to_other_unet(initial, earlier.state_dict(), image_unet.state_dict())
+    net = text_to_video.TextToVideoUNet(image_unet, text_to_video.TEXT_TO_VIDEO)
     if initial:
         load_float32(net.net, initial)
         text_to_video.amplify_frame_rates(net.net, 1 / text_to_video.FPS_GAIN)  # as it was before it was shipped

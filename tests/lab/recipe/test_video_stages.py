@@ -130,6 +130,19 @@ def test_an_error_common_to_all_frames_weighs_less() -> None:
     assert text_to_video.per_clip_error(apart[:, :1], weight[:, :1]).item() == pytest.approx(1)
 
 
+def test_a_layer_keeps_its_difference_to_the_image_networks() -> None:
+    weights = {
+        "image_unet.a": torch.tensor(3.0),
+        "image_unet.a.lora_A": torch.tensor(2.0),
+        "temporal.a": torch.tensor(1.0),
+    }
+    before, after = {"a": torch.tensor(1.0), "b": torch.tensor(0.0)}, {"a": torch.tensor(10.0), "b": torch.tensor(5.0)}
+    moved = text_to_video.move_to_other_unet(weights, before, after)
+    assert {name: weight.item() for name, weight in moved.items()} == {
+        "image_unet.a": 12.0, "image_unet.a.lora_A": 2.0, "temporal.a": 1.0,
+    }  # fmt: skip
+
+
 def test_known_frames_have_no_noise_and_their_error_no_weight() -> None:
     rng = np.random.default_rng(0)
     noised = screenings.sample_noised(

@@ -10,7 +10,7 @@ what frames have in common is then recognised before what differs between them, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +84,21 @@ def train_text_to_video(
     return train_loop(
         prepared, plan, folder, sample_batch=sample_batch, loss=partial(text_to_video_loss, text), report=report
     )
+
+
+def move_to_other_unet(
+    weights: Mapping[str, Tensor], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return a video network's weights for another image network: each changed layer keeps its difference to the image's.
+
+    weights: of `text_to_video_weights`. before, after: the weights of the image networks.
+    """
+    moved = dict(weights)
+    for name, weight in weights.items():
+        own = name.removeprefix("image_unet.")
+        if own != name and own in before:
+            moved[name] = weight.float() + after[own].float() - before[own].float()
+    return moved
 
 
 @torch.no_grad()
