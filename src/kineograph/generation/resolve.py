@@ -21,7 +21,6 @@ from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
 from kineograph.methods import sdedit, text2video_zero, vidrd
 from kineograph.methods.controlnet import ControlOptions, list_controls
-from kineograph.methods.vidrd import ClipOptions
 from kineograph.models.conditioning.prompt_weights import other_syntax, plain_text
 from kineograph.models.description import check_size, describe_model
 from kineograph.models.memory import MOST_CHUNK, Run, check_fits, fit_run, free_memory, parse_memory_size
@@ -30,7 +29,7 @@ from kineograph.models.openvino.choice import EngineChoice, Work, choose_engine,
 from kineograph.models.schedulers import departures
 from kineograph.models.vae.autoencoder import tiled
 from kineograph.motion import frame_warp, parse
-from kineograph.options import changed, declared, select
+from kineograph.options import declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
 from kineograph.request import (
     IMAGE_MODEL_FPS,
@@ -308,7 +307,7 @@ def _check_clips(options: Mapping[str, Any], num_frames: int, footage: Sequence[
     clips, overlap = options["clips"], options["clip_overlap"]
     if footage and len(footage[0]) < num_frames * clips:
         raise InputError(f"{footage[0].path} has {len(footage[0])} frames, fewer than the {clips} `clips`")
-    if clips > 1 and overlap >= num_frames and "clip_overlap" in changed(options, ClipOptions):
+    if clips > 1 and overlap >= num_frames and overlap not in vidrd.USUAL_OVERLAP.values():  # which are cut to fit
         raise InputError(f"`clip_overlap` is less than the {num_frames} frames of a clip, not {overlap}")
 
 
