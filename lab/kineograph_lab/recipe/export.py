@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -22,6 +23,7 @@ from kineograph_lab.recipe.layer_stages import DECODER, MOTION_ADAPTER, SPACE_TI
 from kineograph_lab.recipe.networks import SIDE
 from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO
 from kineograph_lab.recipe.settings import RecipeSettings
+from kineograph_lab.recipe.unpack import COPIED, NETWORKS, TENSORS
 from kineograph_lab.recipe.video import image_to_video, temporal_decoder, temporal_layers, text_to_video
 from kineograph_lab.recipe.video_stages import DEGRADED, IMAGE_TO_VIDEO
 from kineograph_lab.world import edits, wide
@@ -43,6 +45,28 @@ def export_image_models(
         _export_tensors(out / f"{judge}.safetensors", laboratory / "judge")
     phrases = {**wide.wide_phrases(), "edits": edits.instruction_phrases()}
     (weights / VOCABULARY).write_text(json.dumps(phrases, indent=0) + "\n")
+
+
+def export_finished(out: Path, folder: Path, stages: Collection[str]) -> None:
+    """Write the finished results of these stages into a folder in the layout of what ships; existing files stay.
+
+    Another machine goes on from them (`unpack_shipped` of that folder), and moving them to where they ship later adds
+    nothing to the repository's history.
+    """
+    for result, (kind, source) in NETWORKS.items():
+        if Path(result).parts[0] in stages and (out / result).exists() and not (folder / source).exists():
+            network = kind.from_pretrained(out / result).half()
+            if hasattr(network, "register_to_config"):
+                network.register_to_config(_name_or_path="")
+            network.save_pretrained(folder / source)
+    for result, source in TENSORS.items():
+        if Path(result).stem in stages and (out / result).exists() and not (folder / source).exists():
+            (folder / source).parent.mkdir(parents=True, exist_ok=True)
+            _save_as_float16(folder / source, out / result)
+    for result, source in COPIED.items():
+        if Path(result).stem in stages and (out / result).exists() and not (folder / source).exists():
+            (folder / source).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(out / result, folder / source)
 
 
 def _export_tensors(file: Path, folder: Path) -> None:

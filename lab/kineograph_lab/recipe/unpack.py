@@ -51,31 +51,29 @@ def unpack_shipped(
 ) -> None:
     """Write what ships into the recipe's folder `out`, in float32, as if its stages had just ended there.
 
-    Files that exist are left unchanged. What ships was rounded to float16 once: stages that start from it start from what
-    users have.
+    Files that exist are left unchanged, and what is not in the folders is passed over. What ships was rounded to float16
+    once: stages that start from it start from what users have.
 
     excluded: results of stages that are to be trained, e.g. "vidrd.safetensors": they and what is in the same subfolder are
         left out.
     """
     trained = {Path(each).parts[0] for each in excluded}
+
+    def is_wanted(result: str, source: Path) -> bool:
+        return Path(result).parts[0] not in trained and not (out / result).exists() and source.exists()
+
     for result, (kind, source) in NETWORKS.items():
-        if _is_missing(out, result, trained):
+        if is_wanted(result, weights / source):
             kind.from_pretrained(weights / source).float().save_pretrained(out / result)
     for result, source in TENSORS.items():
-        if _is_missing(out, result, trained):
+        if is_wanted(result, file := _source(weights, laboratory, source)):
             with replace_atomically(out / result) as part:
-                save_file(
-                    {name: each.float() for name, each in load_file(_source(weights, laboratory, source)).items()}, part
-                )
+                save_file({name: each.float() for name, each in load_file(file).items()}, part)
     for result, source in COPIED.items():
-        if _is_missing(out, result, trained):
+        if is_wanted(result, file := _source(weights, laboratory, source)):
             with replace_atomically(out / result) as part:
-                shutil.copy(_source(weights, laboratory, source), part)
+                shutil.copy(file, part)
 
 
 def _source(weights: Path, laboratory: Path, source: str) -> Path:
     return (weights if (weights / source).exists() else laboratory) / source
-
-
-def _is_missing(out: Path, result: str, trained: set[str]) -> bool:
-    return Path(result).parts[0] not in trained and not (out / result).exists()

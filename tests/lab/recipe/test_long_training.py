@@ -11,11 +11,12 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from kineograph.models.schedule import Schedule
-from kineograph_lab.recipe import loop
-from kineograph_lab.recipe.export import WEIGHTS
+from kineograph_lab.recipe import layer_stages, loop
+from kineograph_lab.recipe.export import WEIGHTS, export_finished
 from kineograph_lab.recipe.image import unet
 from kineograph_lab.recipe.long import growing_pool, text_encoder, training
 from kineograph_lab.recipe.loop import StagePlan
+from kineograph_lab.recipe.unpack import unpack_shipped
 from kineograph_lab.recipe.video import batches
 from kineograph_lab.world import wide, world
 from kineograph_lab.world.captions import COLOURS, KINDS
@@ -91,6 +92,21 @@ def test_shards_are_pools_of_the_video_stages(shards) -> None:
     tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
     clips, *_ = batches.video_batches(clip_pool, still_pool, 2, tokens)(np.random.default_rng(0), 0.9)
     assert clips.shape[2:] == (8, 16, 16)
+
+
+def test_finished_results_are_stored_and_unpacked_elsewhere(tmp_path) -> None:
+    unpack_shipped(tmp_path / "here")
+    export_finished(tmp_path / "here", tmp_path / "stored", {"text", "canny", "motion_adapter"})
+    stored = {str(each.relative_to(tmp_path / "stored")) for each in (tmp_path / "stored").rglob("*.safetensors")}
+    assert stored == {"text_encoder/model.safetensors", "control/canny.safetensors", "video/motion_adapter.safetensors"}
+    for name in stored:
+        assert (tmp_path / "stored" / name).read_bytes() == (WEIGHTS / name).read_bytes(), (
+            "moving them costs no history"
+        )
+    unpack_shipped(tmp_path / "there", weights=tmp_path / "stored", laboratory=tmp_path / "stored")
+    results = [result for _, result in training.STAGES.values() if (tmp_path / "there" / result).exists()]
+    assert results == ["text/final", layer_stages.MOTION_ADAPTER]
+    assert (tmp_path / "there" / "control" / "canny.safetensors").exists()
 
 
 class ToyUNet(nn.Module):

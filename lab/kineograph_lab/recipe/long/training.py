@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph_lab.recipe import image_stages, layer_stages, outputs, video_stages
+from kineograph_lab.recipe.export import export_finished
 from kineograph_lab.recipe.image import unet, vae
 from kineograph_lab.recipe.image_stages import Stage
 from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
@@ -36,6 +37,7 @@ from kineograph_lab.recipe.loop import Metrics
 from kineograph_lab.recipe.networks import LATENT_CHANNELS, tokenize
 from kineograph_lab.recipe.settings import CLIP_SHARDS, IMAGE_SHARDS, LONG, NUM_TEXTS, RecipeSettings
 from kineograph_lab.recipe.unpack import unpack_shipped
+from kineograph_lab.world.truth import CONTROL_MAPS
 
 DEVELOPMENT_SEEDS = tuple(range(7100, 7148))  # seed of each prompt's noise
 
@@ -56,6 +58,9 @@ DEVELOPMENT_PROMPTS = (
 )  # fmt: skip
 
 SHIPPED = "shipped"
+FINISHED = (
+    Path(__file__).parents[3] / "weights-in-training"
+)  # results of this training, until all of them ship together
 UNCHANGED = ("vae", "clip", "text/tokenizer")  # shipped parts that later stages read and this training does not change
 GUIDANCE_SCALES = (4.0, 7.5)  # of the two contact sheets of a report
 NUM_INFERENCE_STEPS, COLUMNS = 20, 8  # sampling steps and columns of a contact sheet
@@ -148,8 +153,9 @@ STAGES: dict[str, tuple[Stage, str]] = {
 
 
 def unpack_inputs(out: Path) -> None:
-    """Write the shipped weights into `out/shipped`, and the parts that this training does not change into `out`."""
+    """Write the shipped weights into `out/shipped`, and what is finished or does not change into `out`."""
     unpack_shipped(out / SHIPPED)
+    unpack_shipped(out, weights=FINISHED, laboratory=FINISHED)
     for name in UNCHANGED:
         if not (out / name).exists():
             shutil.copytree(out / SHIPPED / name, out / name)
@@ -211,11 +217,15 @@ def long_training_main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kineograph_lab.recipe.long.training", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of all outputs")
     parser.add_argument("--stages", default=",".join(STAGES), help="stages, comma-separated (default: all)")
+    parser.add_argument("--store", action="store_true", help="only store the finished results in the repository")
     parser.add_argument("--paint", type=int, help="only render the pools, while the process with this number runs")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the training loop has a thread a core, each of which computes alone
     if options.paint is not None:
         render_pool(options.out, options.paint)
+        return
+    if options.store:
+        export_finished(options.out, FINISHED, {"moving_text", *STAGES, *CONTROL_MAPS})
         return
     unpack_inputs(options.out)
     run_long_training(LONG, options.out, options.stages.split(","))
