@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from kineograph.motion import Motion, camera_offset, frame_warp, parse, view_matrix, warp_latents, warp_noise
+from kineograph.motion import (
+    Motion,
+    camera_offset,
+    frame_warp,
+    mirrored_share,
+    parse,
+    view_matrix,
+    warp_latents,
+    warp_noise,
+)
 from kineograph.noise import independent
 
 SIZE = (16, 24)
@@ -167,3 +176,18 @@ def test_warp_of_latents_alone_and_of_noise_alone_are_those_of_both(noise, text)
 def test_zooming_past_what_frame_0_holds_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"magnifies more than 4 times, or 1/4, over 6 frames"):
         frame_warp(parse("zoom:1.606"), frames=6, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("motion", "frames", "share"),
+    [
+        ("none", 8, 0.0),
+        ("pan:64,0", 5, 0.5),
+        ("pan:64,64", 5, 0.75),
+        ("pan:512,0", 9, 1.0),
+        ("zoom:1.1", 8, 0.0),
+        ("zoom:0.5", 2, 0.75),
+    ],
+)
+def test_the_share_of_the_last_frame_that_is_mirrored(motion: str, frames: int, share: float) -> None:
+    assert mirrored_share(parse(motion), frames) == pytest.approx(share, abs=0.02)

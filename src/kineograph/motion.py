@@ -156,6 +156,14 @@ def view_matrix(motion: Motion, frame: int, frames: int, size: Sequence[int]) ->
     return torch.cat([linear, (centre - linear @ centre + moved)[:, None]], dim=1)
 
 
+def mirrored_share(motion: Motion, frames: int) -> float:
+    """Return the share of the last frame that lies outside of frame 0, where its mirror image is."""
+    cells = torch.arange(REFERENCE_SIZE // SUBCELLS) + 0.5
+    x, y = torch.meshgrid(cells, cells, indexing="xy")
+    points = _apply(view_matrix(motion, frames - 1, frames, 2 * (len(cells),)), x, y)
+    return float(((points < 0) | (points > len(cells))).any(-1).double().mean())
+
+
 def frame_warp(motion: Motion, *, frames: int, seed: Seeds) -> FrameWarp:
     """Return the function that warps frame 0 to frames 1, ..., `frames - 1`, for Text2Video-Zero.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -246,6 +247,23 @@ def test_sizes_far_from_the_models_own_are_warned_about(model: Model) -> None:
         (said,) = warned(height, width)
         assert f"was trained at 16 x 16 pixels, and {width} x {height} is far from that" in said
     assert warned(8, 8) == warned(24, 24) == warned(16, 32) == []
+
+
+@pytest.mark.parametrize(
+    ("camera", "frames", "line"),
+    [
+        ("pan:12,12", 8, None),
+        ("pan:100,0", 5, r"with `camera` pan:100,0 7\d% of the last frame lies outside of the first"),
+        ("rotate:3", 8, None),
+        ("rotate:20", 4, "`camera` rotate:20 turns by 60 degrees in 4 frames: .* tilted by more than 45"),
+    ],
+)
+def test_a_camera_that_moves_too_far_is_warned_of(model: Model, camera: str, frames: int, line: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kg.generate(model, "a fish", camera=camera, num_frames=frames, num_inference_steps=1, seed=1)
+    said = [str(each.message) for each in caught if "`camera`" in str(each.message)]
+    assert (len(said) == 1 and re.search(line, said[0])) if line else not said
 
 
 def test_an_edit_that_changed_nothing_is_known() -> None:

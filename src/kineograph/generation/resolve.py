@@ -28,7 +28,7 @@ from kineograph.models.model import Model
 from kineograph.models.openvino.choice import EngineChoice, Work, choose_engine, refusal
 from kineograph.models.schedulers import departures
 from kineograph.models.vae.autoencoder import tiled
-from kineograph.motion import frame_warp, parse
+from kineograph.motion import frame_warp, mirrored_share, parse
 from kineograph.options import declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
 from kineograph.request import (
@@ -47,6 +47,7 @@ RESOLVED = (  # fields of Plan
 )  # fmt: skip
 OF_ONE_VIDEO = ("seed", "negative_prompt")  # options that may differ between the videos of a batch
 FAR_SMALLER, FAR_LARGER = 1 / 4, 4  # areas of the frames, over that of the model's own size
+MOST_MIRRORED, MOST_TURN = 0.5, 45  # share of the last frame; degrees
 MEMORY = 8 * 64 * 64  # latent pixels evaluated together by default: 8 frames of 512 x 512
 
 
@@ -409,6 +410,7 @@ def warn_about(plan: Plan) -> None:
         of_video_model = [text] if (text := plan.options["video_prompt"]) else prompts
         _warn_of_unnamed_subject(video_model, of_video_model)
     _warn_of_missed_ranges(plan)
+    _warn_of_far_camera(plan)
     for each in plan.second_model or (model,):
         _warn_of_long_window(each, plan.window, len(plan.frames))
     for each in (model, *plan.second_model):
@@ -457,6 +459,21 @@ def _warn_of_size(model: Model, height: int, width: int) -> None:
         _warn(
             f"{model.name} was trained at {own_width} x {own_height} pixels, and {width} x {height} is far from that: "
             "subjects come out repeated or unclear. Use its own size, and `refine_size` to enlarge the video"
+        )
+
+
+def _warn_of_far_camera(plan: Plan) -> None:
+    """Warn of a camera motion after which little is left of the first frame, or that turns it far."""
+    camera, last = parse(plan.camera), plan.num_frames - 1
+    if (share := mirrored_share(camera, plan.num_frames)) > MOST_MIRRORED:
+        _warn(
+            f"with `camera` {plan.camera} {share:.0%} of the last frame lies outside of the first, of which there is a "
+            "mirror image: subjects may come twice. Move less in each frame, or ask for fewer frames"
+        )
+    if (angle := abs(camera.rotation) * last) > MOST_TURN:
+        _warn(
+            f"`camera` {plan.camera} turns by {angle:.0f} degrees in {plan.num_frames} frames: image models know few "
+            f"subjects that are tilted by more than {MOST_TURN}, and draw another one. Turn less in each frame"
         )
 
 
