@@ -80,7 +80,7 @@ class RecipeSettings(BaseModel):
 # on from the shipped weights.
 NUM_TEXTS = 100_000  # training texts of the text encoder
 IMAGE_SHARDS = 90  # of 2,048 images each, for the U-Net
-CLIP_SHARDS = 48  # of 256 clips each, for the video models
+CLIP_SHARDS = 28  # of 256 clips each, for the video models
 STILL_SHARDS = 16  # shards of images trained together with the clips
 LONG = RecipeSettings(
     wide=True,

@@ -58,9 +58,8 @@ DEVELOPMENT_PROMPTS = (
 )  # fmt: skip
 
 SHIPPED = "shipped"
-FINISHED = (
-    Path(__file__).parents[3] / "weights-in-training"
-)  # results of this training, until all of them ship together
+# results of this training, until all of them ship together
+FINISHED = Path(__file__).parents[3] / "weights-in-training"
 UNCHANGED = ("vae", "clip", "text/tokenizer")  # shipped parts that later stages read and this training does not change
 GUIDANCE_SCALES = (4.0, 7.5)  # of the two contact sheets of a report
 NUM_INFERENCE_STEPS, COLUMNS = 20, 8  # sampling steps and columns of a contact sheet
