@@ -132,7 +132,12 @@ class VideoElevatorOptions(TypedDict, total=False):
     ]
     video_guidance_scale: Annotated[
         Number | None,
-        option(None, "Guidance scale of the video model.", group=GROUP, shown_default="the image model's"),
+        option(
+            None,
+            "Guidance scale of the video model.",
+            group=GROUP,
+            shown_default="the image model's, or the one that its own authors recommend",
+        ),
     ]
 
 

@@ -81,7 +81,7 @@ class ClipOptions(TypedDict, total=False):
             group=GROUP,
             ge=0,
             le=MAX_FRAMES,
-            shown_default="2, 4 with the `clip_order` forward",
+            shown_default="2, or 4 in forward order",
         ),
     ]
     clip_noise_ratio: Annotated[
