@@ -87,7 +87,7 @@ LONG = RecipeSettings(
     initial="shipped",
     text=StagePlan(minutes=9, lr=1e-3, batch=256, steps=500, decay=0.7),
     unet=StagePlan(
-        minutes=120, lr=1.2e-3, batch=64, steps=9_000, warmup=200, decay=0.4, ema=0.9995, report_steps=3_000
+        minutes=120, lr=1.2e-3, batch=64, steps=8_600, warmup=200, decay=0.4, ema=0.9995, report_steps=3_000
     ),
     control=StagePlan(minutes=13, lr=1e-3, batch=32, steps=1_300, report_steps=650),
     edit=StagePlan(minutes=25, lr=1e-3, batch=32, steps=2_500, report_steps=1_250),
