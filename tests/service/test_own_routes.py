@@ -161,7 +161,7 @@ def test_what_cannot_be_extended_is_refused(
 
 def test_the_schema_has_every_option(client: TestClient) -> None:
     schema = client.get("/v1/schema").json()
-    assert schema["options"]["guidance_scale"]["default"] == 7.5
+    assert schema["options"]["num_inference_steps"]["default"] == 20
     assert "generate" in schema["models"]["pocket"]["commands"]
 
 

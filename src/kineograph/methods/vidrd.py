@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from kineograph.models.temporal.config import TemporalConfig
 
 MAX_CLIPS = 1024
-FORWARD, REVERSED = "forward", "reversed"
+FORWARD: Literal["forward"] = "forward"
+REVERSED: Literal["reversed"] = "reversed"
 USUAL_OVERLAP = {FORWARD: 4, REVERSED: 2}
 GROUP = "Long videos"
 

@@ -158,7 +158,6 @@ def test_stages_and_their_results() -> None:
         "control": "control/pose.safetensors",
         "edit": "edit.safetensors",
         "text_to_video": "text_to_video.safetensors",
-        "image_reading": "image_reading.safetensors",
         "image_to_video": "image_to_video.safetensors",
         "motion_adapter": "motion_adapter.safetensors",
         "vidrd": "vidrd.safetensors",

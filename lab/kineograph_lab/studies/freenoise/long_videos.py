@@ -58,7 +58,7 @@ def three_methods_study(model: Model, judges: Judges, count: int, steps: int | N
     options: Mapping[str, Mapping[str, Any]] = {
         FREENOISE: {"num_frames": frames, "method": "freenoise"},
         WINDOWS: {"num_frames": frames, "method": "videocrafter"},
-        CONTINUED: {"num_frames": clip, "clips": CLIPS},
+        CONTINUED: {"num_frames": clip, "clips": CLIPS, "clip_order": "reversed"},
     }
     evaluations = dict[int, float]()  # of the video that was generated last, by the number of its case
     return Study(

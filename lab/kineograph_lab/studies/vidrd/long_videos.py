@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 
 from kineograph.generation.api import generate
 from kineograph.methods.videocrafter import METHOD as VIDEOCRAFTER
-from kineograph.methods.vidrd import ClipOptions
+from kineograph.methods.vidrd import REVERSED, USUAL_OVERLAP, ClipOptions
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
@@ -79,7 +79,8 @@ def long_videos_ablation(model: Model, judges: Judges, count: int, steps: int | 
 
 
 def _recorded_defaults() -> dict[str, object]:
-    return {recorded: defaults(ClipOptions)[name] for name, recorded in RECORDED_NAMES.items()}
+    values = {**defaults(ClipOptions), "clip_overlap": USUAL_OVERLAP[REVERSED]}
+    return {recorded: values[name] for name, recorded in RECORDED_NAMES.items()}
 
 
 def _arms(model: Model, steps: int, clips: int, options: Mapping[str, ClipOptions]) -> dict[str, GenerateClips]:
@@ -90,7 +91,7 @@ def generate_long_videos(
     model: Model, steps: int, clips: int, options: ClipOptions, cases: Sequence[Case]
 ) -> list[Frames]:
     """Generate the videos of some cases, of `clips` clips each."""
-    with_clips: ClipOptions = {**options, "clips": clips}
+    with_clips: ClipOptions = {**options, "clips": clips, "clip_order": REVERSED}  # the paper's
     return [
         generate(
             model, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
