@@ -360,7 +360,7 @@ def test_settings_of_two_models_are_those_that_were_read(image: Model, video: Mo
     assert recorded_request(json.loads(json.dumps(made.settings)))[1]["refine_at"] == ()  # and so replayed
     moving = kg.generate(video, "a fish", **asked)
     assert not {"motion_strength", "overlap"} & {*moving.settings}  # no motion adapter, and one window
-    long = kg.generate(video, "a fish", **{**asked, "num_frames": 6})
+    long = kg.generate(video, "a fish", method="videocrafter", **{**asked, "num_frames": 6})
     assert (long.settings["window"], long.settings["overlap"]) == (4, 1)
 
 

@@ -223,7 +223,7 @@ def test_a_video_replays(tmp_path: Any) -> None:
         ({"num_frames": 40, "overlap": 4}, "videocrafter"),
         ({"num_frames": 40, "method": "videocrafter"}, "videocrafter"),
         ({"num_frames": 40, "width": 512, "height": 512}, "videocrafter"),
-        ({"num_frames": 12, "window": 8}, "freenoise"),
+        ({"num_frames": 40, "window": 8}, "videocrafter"),
     ],
 )
 def test_it_is_the_default_for_more_frames_than_a_model_was_trained_on(options: dict[str, Any], method: str) -> None:

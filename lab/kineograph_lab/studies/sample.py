@@ -38,7 +38,7 @@ def generate_frames(
     """Return the video of a case by `generate`, uint8 [f h w 3]."""
     return generate(
         model, case.prompt, num_frames=num_frames, fps=fps, num_inference_steps=steps, guidance_scale=scale,
-        seed=case.seed, motion_strength=1 - motion_scale, engine=ENGINE,
+        seed=case.seed, motion_strength=1 - motion_scale, engine=ENGINE, method="videocrafter",
     ).frames  # fmt: skip
 
 

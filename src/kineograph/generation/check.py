@@ -188,9 +188,12 @@ def _fits_freenoise(model: Description, options: Mapping[str, Any]) -> bool:
     evaluates all frames together.
     """
     temporal, frames = model.temporal, options["num_frames"]
-    if temporal is None or frames is None or frames <= (options["window"] or temporal.num_frames):
+    if temporal is None or frames is None or frames <= temporal.num_frames:
         return False
-    if options["overlap"] is not None or temporal.resamples_frames or not any(temporal.attentions):
+    asks_for_windows = options["window"] is not None or options["overlap"] is not None
+    if asks_for_windows or options["window_stride"] > temporal.num_frames:
+        return False
+    if temporal.resamples_frames or not any(temporal.attentions):
         return False
     height, width = (options[name] or own for name, own in zip(("height", "width"), model.default_size, strict=True))
     return frames * height * width <= MOST_PIXELS_TOGETHER

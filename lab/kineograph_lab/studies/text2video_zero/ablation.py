@@ -24,7 +24,7 @@ from kineograph.models.unet.frame_attention import FrameAttention, first, own
 from kineograph.motion import Warp, camera_offset, frame_warp, parse
 from kineograph.noise import independent
 from kineograph.options import defaults
-from kineograph.request import NUM_FRAMES, SharedOptions
+from kineograph.request import NUM_FRAMES, USUAL_GUIDANCE, SharedOptions
 from kineograph.samplers import Step, ddim, final_latents
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.claims import (
@@ -43,7 +43,7 @@ from kineograph_lab.world.world import render
 
 SampleSteps = Callable[[Denoise, Latents, Latents, Sequence[float], Warp], Iterator[Step]]
 
-DEFAULTS = {**defaults(SharedOptions), "num_frames": NUM_FRAMES, "motion": DEFAULT_CAMERA}
+DEFAULTS = {**defaults(SharedOptions), **USUAL_GUIDANCE, "num_frames": NUM_FRAMES, "motion": DEFAULT_CAMERA}
 RECORDED_OPTIONS = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "motion")
 BATCH_SIZE = 4  # videos
 
