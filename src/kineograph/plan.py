@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the declarations of a method's options are read without dif
     from kineograph.models.model import Model
     from kineograph.models.openvino.choice import EngineChoice
     from kineograph.models.schedule import Schedule
+    from kineograph.models.temporal.config import TemporalConfig
     from kineograph.models.unet.deepcache import DeepCache
     from kineograph.models.unet.frame_attention import FrameAttention
     from kineograph.models.unet.windows import AttentionWindows
@@ -347,6 +348,11 @@ def add_image(model: Model, plan: Plan, cond: Condition, uncond: Condition) -> t
     )
 
 
+def continues_frames(temporal: TemporalConfig | None) -> bool:
+    """Return True for the temporal layers of a model that was trained with first frames without noise."""
+    return temporal is not None and temporal.clean_frames
+
+
 def pin_known_frames(plan: Plan, denoise: Denoise, initial_noise: Latents) -> Denoise:
     """Wrap the model so that the clip's first frames are those that are known: the pinned image, or the plan's.
 
@@ -358,8 +364,7 @@ def pin_known_frames(plan: Plan, denoise: Denoise, initial_noise: Latents) -> De
         known = _encode_image(plan)
     else:
         return denoise
-    clean = plan.model.temporal is not None and plan.model.temporal.clean_frames
-    noise = torch.zeros_like(known) if clean else initial_noise[:, : known.shape[1]]
+    noise = torch.zeros_like(known) if continues_frames(plan.model.temporal) else initial_noise[:, : known.shape[1]]
     return replace_known_frames(denoise, known, noise)
 
 

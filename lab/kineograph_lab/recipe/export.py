@@ -53,20 +53,21 @@ def export_finished(out: Path, folder: Path, stages: Collection[str]) -> None:
     Another machine goes on from them (`unpack_shipped` of that folder), and moving them to where they ship later adds
     nothing to the repository's history.
     """
+
+    def is_new(result: str, source: str, stage: str) -> bool:
+        return stage in stages and (out / result).exists() and not (folder / source).exists()
+
     for result, (kind, source) in NETWORKS.items():
-        if Path(result).parts[0] in stages and (out / result).exists() and not (folder / source).exists():
+        if is_new(result, source, Path(result).parts[0]):
             network = kind.from_pretrained(out / result).half()
             if hasattr(network, "register_to_config"):
                 network.register_to_config(_name_or_path="")
             network.save_pretrained(folder / source)
-    for result, source in TENSORS.items():
-        if Path(result).stem in stages and (out / result).exists() and not (folder / source).exists():
-            (folder / source).parent.mkdir(parents=True, exist_ok=True)
-            _save_as_float16(folder / source, out / result)
-    for result, source in COPIED.items():
-        if Path(result).stem in stages and (out / result).exists() and not (folder / source).exists():
-            (folder / source).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(out / result, folder / source)
+    for table, write in ((TENSORS, _save_as_float16), (COPIED, lambda target, file: shutil.copy(file, target))):
+        for result, source in table.items():
+            if is_new(result, source, Path(result).stem):
+                (folder / source).parent.mkdir(parents=True, exist_ok=True)
+                write(folder / source, out / result)
 
 
 def _export_tensors(file: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from kineograph.generation.options import (
     used_kinds,
     with_plugins,
 )
-from kineograph.methods import instruct_pix2pix, video_elevator, vidrd
+from kineograph.methods import freenoise, instruct_pix2pix, video_elevator, vidrd
 from kineograph.models.conditioning.prompt_weights import check_weights, plain_text
 from kineograph.models.description import Description
 from kineograph.models.loading.options import LoadOptions
@@ -24,11 +24,12 @@ from kineograph.models.unet.deepcache import check_branch
 from kineograph.models.unet.windows import window_ranges
 from kineograph.motion import Motion, parse
 from kineograph.options import changed, declared, validate
-from kineograph.plan import Combination
+from kineograph.plan import Combination, continues_frames
 from kineograph.request import PRESETS, USUAL_GUIDANCE, PromptWeights
 
 if TYPE_CHECKING:  # its module imports diffusers
     from kineograph.models.schedule import Schedule
+    from kineograph.models.temporal.config import TemporalConfig
 
 IMAGE_METHOD, TWO_MODEL_METHOD = "text2video-zero", "video-elevator"
 VIDEO_METHOD, MOTION_MODULE_METHOD = "videocrafter", "animatediff"
@@ -161,7 +162,7 @@ def combine(model: Description, video_model: Description | None, options: Mappin
     }
     if video_model is not None and options["guidance_scale"] is options["video_guidance_scale"] is None:
         filled["video_guidance_scale"] = video_model.recommended.get("guidance_scale")
-    continues = video_model is None and vidrd.is_trained_to_continue(model.temporal)
+    continues = video_model is None and continues_frames(model.temporal)
     filled |= vidrd.complete_clip_options(options, trained_to_continue=continues)
     if options["first_frame"] is None:
         filled["first_frame"] = "pinned" if continues and options["image"] is not None else "shown"
@@ -176,24 +177,22 @@ def _choose_method(model: Description, video_model: Description | None, options:
         return TWO_MODEL_METHOD
     if model.temporal is None:
         return IMAGE_METHOD
-    if _fits_freenoise(model, options):
+    if _fits_freenoise(model, model.temporal, options):
         return LONG_METHOD
     return MOTION_MODULE_METHOD if model.temporal.is_motion_module else VIDEO_METHOD
 
 
-def _fits_freenoise(model: Description, options: Mapping[str, Any]) -> bool:
+def _fits_freenoise(model: Description, temporal: TemporalConfig, options: Mapping[str, Any]) -> bool:
     """Return True for more frames than a video model was trained on, if all together take little memory.
 
     FreeNoise keeps the subject better than windows of the whole network do, with fewer evaluations (docs/results), but
     evaluates all frames together.
     """
-    temporal, frames = model.temporal, options["num_frames"]
-    if temporal is None or frames is None or frames <= temporal.num_frames:
+    frames = options["num_frames"]
+    if frames is None or frames <= temporal.num_frames or not freenoise.attends_over_frames(temporal):
         return False
     asks_for_windows = options["window"] is not None or options["overlap"] is not None
     if asks_for_windows or options["window_stride"] > temporal.num_frames:
-        return False
-    if temporal.resamples_frames or not any(temporal.attentions):
         return False
     height, width = (options[name] or own for name, own in zip(("height", "width"), model.default_size, strict=True))
     return frames * height * width <= MOST_PIXELS_TOGETHER

@@ -26,6 +26,7 @@ from kineograph.samplers import BY_NAME, Sampler, Step
 
 if TYPE_CHECKING:
     from kineograph.models.conditioning.condition import Condition
+    from kineograph.models.temporal.config import TemporalConfig
     from kineograph.models.unet.windows import FrameWindow
 
 GROUP = "Long videos"
@@ -136,12 +137,17 @@ def read_first_prompt(plan: Plan) -> Plan:
     return replace(plan, add_conditions=add_conditions)
 
 
+def attends_over_frames(temporal: TemporalConfig) -> bool:
+    """Return True for temporal layers with attention over all frames, whose windows FreeNoise chooses."""
+    return not temporal.resamples_frames and any(temporal.attentions)
+
+
 def check(combination: Combination) -> None:
     """Raise InputError for a model without temporal attention over its frames, and for impossible windows."""
     model, options, temporal = combination.model, combination.options, combination.model.temporal
     if combination.video_model is not None:
         raise InputError(f"freenoise has no use for a second model, {combination.video_model.name}: leave it out")
-    if temporal is None or temporal.resamples_frames or not any(temporal.attentions):
+    if temporal is None or not attends_over_frames(temporal):
         raise InputError(f"freenoise needs temporal attention over all frames: {model.name} has none, pocket-video has")
     if options["window_stride"] > (window := options["window"] or temporal.num_frames):
         raise InputError(f"`window_stride` is at most the window, {window} frames, not {options['window_stride']}")

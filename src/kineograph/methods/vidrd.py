@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator
@@ -27,12 +27,9 @@ from kineograph.errors import MAX_FRAMES, InputError
 from kineograph.latents import Latents
 from kineograph.noise import mix
 from kineograph.options import File, Integer, Number, Text, option
-from kineograph.plan import AddOn, Combination, Plan, SamplingRun
+from kineograph.plan import AddOn, Combination, Plan, SamplingRun, continues_frames
 from kineograph.request import Prompt
 from kineograph.samplers import Sampler, Step
-
-if TYPE_CHECKING:
-    from kineograph.models.temporal.config import TemporalConfig
 
 MAX_CLIPS = 1024
 FORWARD: Literal["forward"] = "forward"
@@ -150,11 +147,6 @@ class ClipState(NamedTuple):
     first: Mapping[float, Latents] | None = None  # by sigma
 
 
-def is_trained_to_continue(temporal: TemporalConfig | None) -> bool:
-    """Return True for the temporal layers of a model that was trained to continue frames."""
-    return temporal is not None and temporal.clean_frames
-
-
 def complete_clip_options(options: Mapping[str, Any], *, trained_to_continue: bool) -> dict[str, Any]:
     """Return the order and the overlap of clips, where none is given those that fit the model."""
     follows_video = bool(options["control"]) or options["video"] is not None
@@ -212,7 +204,7 @@ def continue_clip(plan: Plan, state: ClipState) -> Plan:
         return plan
     past, overlap = state.past, min(plan.options["clip_overlap"], len(plan.frames) - 1)
     forward = plan.options["clip_order"] == FORWARD
-    if forward and overlap and is_trained_to_continue(plan.model.temporal):
+    if forward and overlap and continues_frames(plan.model.temporal):
         return replace(plan, known_frames=(past.latents[min(past.latents)][:, -overlap:],))
     # `initial_noise` reverses the order of frames: a second reversal keeps it
     past_noise = past._replace(noise=past.noise.flip(1)) if options["clip_noise_order"] == "kept" else past
@@ -369,7 +361,7 @@ def unread(combination: Combination) -> dict[str, str]:
     if options["clip_order"] == FORWARD:
         reason = "with the `clip_order` forward each frame has noise of its own"
         unread |= {"clip_noise_ratio": reason, "clip_noise_order": reason}
-        if combination.video_model is None and is_trained_to_continue(combination.model.temporal):
+        if combination.video_model is None and continues_frames(combination.model.temporal):
             reason = f"{combination.model.name} was trained to continue frames, and follows them without guidance"
             return unread | {"clip_guidance": reason, "clip_anchor": reason}
     if options["num_frames"] == 1:

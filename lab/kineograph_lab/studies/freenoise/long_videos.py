@@ -39,7 +39,13 @@ from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.sample import ENGINE, FPS, SCALE, count_evaluations
 from kineograph_lab.studies.study import Analysis, Study, computed_values, metric_values
-from kineograph_lab.studies.vidrd.long_videos import CHANGES, PROMPT_METRICS, changes_by_frame, measure_ends
+from kineograph_lab.studies.vidrd.long_videos import (
+    CHANGES,
+    IN_THE_PAPERS_ORDER,
+    PROMPT_METRICS,
+    changes_by_frame,
+    measure_ends,
+)
 
 CLIPS, STEPS, SHOWN = 4, 10, 8
 FREENOISE, WINDOWS, CONTINUED = "freenoise", "sliding windows", "vidrd's clips"
@@ -65,7 +71,7 @@ def three_methods_study(model: Model, judges: Judges, count: int, steps: int | N
         ANALYSIS,
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "fps": FPS, "arms": options,
-            "freenoise": defaults(FreeNoiseOptions), "clips": {**defaults(ClipOptions), "keep_clips": None}, "seams": seams_by_arm(frames),
+            "freenoise": defaults(FreeNoiseOptions), "clips": {**IN_THE_PAPERS_ORDER, "keep_clips": None}, "seams": seams_by_arm(frames),
             "motion": optical_flow.PROTOCOL,
         },
         cases=moving_cases(count),

@@ -16,7 +16,7 @@ from kineograph.metrics.features import Frames
 from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
 from kineograph.motion import camera_offset, parse
-from kineograph.request import NUM_FRAMES
+from kineograph.request import NUM_FRAMES, USUAL_GUIDANCE
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.claims import (
     SHARE_MARGIN,
@@ -36,7 +36,7 @@ from kineograph_lab.world.truth import ground_truth
 from kineograph_lab.world.world import render
 
 STEPS, STRENGTH = 25, 0.6
-SCALE = 7.5
+SCALE = USUAL_GUIDANCE["guidance_scale"]
 # the camera's motion in pixels per frame
 PAN_PIXELS = np.rint(np.array(camera_offset(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(int)
 

@@ -47,6 +47,8 @@ RECORDED_NAMES = {
     "clip_overlap": "keep", "clip_noise_ratio": "noise_ratio", "clip_guidance": "guidance", "clip_anchor": "anchor",
     "clip_noise_order": "order",
 }  # fmt: skip
+# the options of clips, whatever a model's own order is
+IN_THE_PAPERS_ORDER = {**defaults(ClipOptions), "clip_order": REVERSED, "clip_overlap": USUAL_OVERLAP[REVERSED]}
 PROMPT_METRICS = {"thing": "subject", "colour": "colour", "scene": "scene"}  # metric -> its name in the report
 DEPARTURE = "jump or standstill at a seam"
 CHANGES = {"flow": "optical flow per frame in thousandths of the image", "pixels": "change of a pixel in grey levels"}
@@ -79,8 +81,7 @@ def long_videos_ablation(model: Model, judges: Judges, count: int, steps: int | 
 
 
 def _recorded_defaults() -> dict[str, object]:
-    values = {**defaults(ClipOptions), "clip_overlap": USUAL_OVERLAP[REVERSED]}
-    return {recorded: values[name] for name, recorded in RECORDED_NAMES.items()}
+    return {recorded: IN_THE_PAPERS_ORDER[name] for name, recorded in RECORDED_NAMES.items()}
 
 
 def _arms(model: Model, steps: int, clips: int, options: Mapping[str, ClipOptions]) -> dict[str, GenerateClips]:
